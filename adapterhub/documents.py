@@ -1,0 +1,216 @@
+"""The only file that knows YAML and JSON syntax: bytes in, plain data or values out, with limits on size and depth."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterhub.errors import InvalidFileError, UnsatisfiedError
+from adapterhub.files import local_io, write_atomic
+from adapterhub.spec.lockfile import LOCK_FILE, Lockfile
+from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
+from adapterhub.spec.project import PROJECT_FILE, Project
+from adapterhub.spec.provenance import PROVENANCE_FILE, Provenance
+from adapterhub.spec.recipe import Recipe
+
+MAX_AUTHORED_BYTES = 1 << 20
+MAX_JSON_BYTES = 64 << 20
+MAX_DEPTH = 64
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes.
+
+    Raises:
+        UnsatisfiedError: there is no such file. InvalidFileError: it is larger, or no regular file. LocalIOError.
+    """
+    if not path.exists():
+        raise UnsatisfiedError("no such file", where=str(path))
+    if not path.is_file():
+        raise InvalidFileError("is not a regular file", where=str(path))
+    with local_io(path, "read the file"), path.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise InvalidFileError(f"is larger than {limit} bytes", where=str(path))
+    return data
+
+
+def parse_json(data: bytes, *, where: str) -> object:
+    """Read JSON strictly: UTF-8, no duplicate keys, no NaN, at most MAX_DEPTH levels.
+
+    Raises:
+        InvalidFileError: it is not that; the message names line and column where it can.
+    """
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"is not UTF-8 (byte {error.start})", where=where) from error
+    except json.JSONDecodeError as error:
+        raise InvalidFileError(f"{error.msg} (line {error.lineno}, column {error.colno})", where=where) from error
+    except RecursionError as error:
+        raise InvalidFileError("is nested too deeply", where=where) from error
+    except ValueError as error:
+        raise InvalidFileError(str(error), where=where) from error
+    _check_depth(value, where)
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _check_depth(value: object, where: str) -> None:
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        deeper: list[object] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                deeper.extend(item.values())
+            elif isinstance(item, list):
+                deeper.extend(item)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise InvalidFileError("holds a number that is too large", where=where)
+        if not deeper:
+            return
+        level = deeper
+    raise InvalidFileError(f"is nested more than {MAX_DEPTH} levels deep", where=where)
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file; see parse_json."""
+    return parse_json(read_bytes(path, limit=MAX_JSON_BYTES), where=str(path))
+
+
+def parse_yaml(data: bytes, *, where: str) -> object:
+    """Read YAML 1.2 core data: no anchors, no aliases, no tags, no duplicate keys, one document.
+
+    Raises:
+        InvalidFileError: it is not that; the message names the line.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import AliasEvent, CollectionStartEvent, ScalarEvent
+
+    yaml: Any = YAML(typ="safe", pure=True)
+    try:
+        text = data.decode("utf-8")
+        depth = 0
+        for event in yaml.parse(text):
+            line = f"line {event.start_mark.line + 1}"
+            if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+                raise InvalidFileError("anchors and aliases are not allowed", where=f"{where}: {line}")
+            if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag:
+                raise InvalidFileError(f"the tag {event.tag} is not allowed", where=f"{where}: {line}")
+            depth += isinstance(event, CollectionStartEvent) - type(event).__name__.endswith(
+                ("SequenceEndEvent", "MappingEndEvent")
+            )
+            if depth > MAX_DEPTH:
+                raise InvalidFileError(f"is nested more than {MAX_DEPTH} levels deep", where=f"{where}: {line}")
+        return yaml.load(text)
+    except UnicodeDecodeError as error:
+        raise InvalidFileError(f"is not UTF-8 (byte {error.start})", where=where) from error
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}: line {mark.line + 1}" if mark else where
+        raise InvalidFileError(str(error.problem or error.context or "is not YAML"), where=place) from error
+    except (YAMLError, ValueError) as error:
+        raise InvalidFileError(f"is not YAML: {error}", where=where) from error
+
+
+def read_yaml(path: Path) -> object:
+    """Read a YAML file; see parse_yaml."""
+    return parse_yaml(read_bytes(path, limit=MAX_AUTHORED_BYTES), where=str(path))
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises InvalidFileError with every fault."""
+    return Recipe.from_data(read_yaml(path), where=str(path))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a package folder's manifest. Raises UnsatisfiedError where there is none, InvalidFileError with every fault."""
+    path = folder / MANIFEST_FILE
+    return Manifest.from_data(read_json(path), where=str(path))
+
+
+def read_adapter_config(folder: Path) -> dict[str, object]:
+    """Read a package folder's adapter_config.json as PEFT wrote it."""
+    path = folder / CONFIG_FILE
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InvalidFileError("expected a JSON object", where=str(path))
+    return value
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """Read a package folder's provenance."""
+    path = folder / PROVENANCE_FILE
+    return Provenance.from_data(read_json(path), where=str(path))
+
+
+def read_project(folder: Path) -> Project:
+    """Read a folder's adapters.yaml."""
+    path = folder / PROJECT_FILE
+    return Project.from_data(read_yaml(path), where=str(path))
+
+
+def read_lockfile(folder: Path) -> Lockfile:
+    """Read a folder's adapters.lock; an absent one is empty."""
+    path = folder / LOCK_FILE
+    if not path.exists():
+        return Lockfile()
+    return Lockfile.from_data(read_json(path), where=str(path))
+
+
+def write_lockfile(folder: Path, lock: Lockfile) -> None:
+    """Write a folder's adapters.lock, atomically; unchanged bytes are not written again."""
+    path, data = folder / LOCK_FILE, lock.canonical_bytes()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
+def write_project(folder: Path, project: Project) -> None:
+    """Write a folder's adapters.yaml, keeping the comments and the order of the one that is there."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    yaml: Any = YAML(typ="rt")
+    yaml.width = 120
+    path, data = folder / PROJECT_FILE, project.to_data()
+    document = yaml.load(path.read_text("utf-8")) if path.is_file() else {}
+    _merge(document if document is not None else {}, data)
+    stream = io.BytesIO()
+    yaml.dump(_quoted(document or data), stream)
+    write_atomic(path, stream.getvalue())
+
+
+def _merge(old: Any, new: Mapping[str, Any]) -> None:
+    """Bring a round-trip document to say what `new` says, touching only what differs."""
+    for key in [key for key in old if key not in new]:
+        del old[key]
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(old.get(key), Mapping):
+            _merge(old[key], value)
+        elif key not in old or old[key] != value:
+            old[key] = value
+
+
+def _quoted(document: Any) -> Any:
+    """Quote the format's version, which YAML would otherwise read as a number."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    document["project_version"] = DoubleQuotedScalarString(document["project_version"])
+    return document

@@ -1,0 +1,248 @@
+"""recipe.yaml: how to build one adapter, written by a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from packaging.version import Version
+
+from adapterhub.spec._decode import Faults, Frozen, Reader, thaw
+from adapterhub.spec.base_model import parse_base
+from adapterhub.spec.digest import Digest, canonical_json, check_relative_path
+from adapterhub.spec.manifest import WORD_PATTERN
+from adapterhub.spec.quantization import DTYPES, Quantization
+from adapterhub.spec.refs import check_part, parse_version
+
+RECIPE_VERSION = "1.0"
+DATA_FORMATS = ("auto", "messages", "prompt_completion", "text")
+TRAIN_ON = ("assistant", "all")
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """Which rows to train on and how to read them.
+
+    train, eval: JSONL files relative to the recipe. eval_split: the share of the training rows held out when no eval
+    file is given, 0 for none. format: what a row looks like; `auto` reads its columns. train_on: which tokens carry
+    labels, the assistant's (its turn's end included) or all. max_length: tokens a row is cut at.
+    """
+
+    train: str
+    eval: str | None = None
+    eval_split: float = 0.1
+    format: str = "auto"
+    train_on: str = "assistant"
+    max_length: int = 1024
+
+    @classmethod
+    def read(cls, r: Reader) -> DataSpec:
+        """Read the mapping of a recipe."""
+        value = cls(
+            train=r.parse("train", check_relative_path),
+            eval=r.optional_parse("eval", check_relative_path),
+            eval_split=r.number("eval_split", 0.1, minimum=0.0, maximum=0.9),
+            format=r.string("format", "auto", choices=DATA_FORMATS),
+            train_on=r.string("train_on", "assistant", choices=TRAIN_ON),
+            max_length=r.integer("max_length", 1024, minimum=8, maximum=1 << 20),
+        )
+        if "eval_split" in r and value.eval is not None:
+            r.fault("eval_split", "is for when data.eval is not given; leave one of the two out")
+        r.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """How to train, by transformers' TrainingArguments' names and meanings.
+
+    max_steps counts optimizer steps and wins over num_train_epochs; -1 leaves it to the epochs. warmup_steps below 1 is
+    a share of all steps. dtype: of the frozen base's weights; `auto` picks by device. logging_steps: steps a log line.
+    """
+
+    learning_rate: float = 2e-4
+    num_train_epochs: float = 3.0
+    max_steps: int = -1
+    per_device_train_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    dtype: str = "auto"
+    seed: int = 42
+    logging_steps: int = 10
+
+    @classmethod
+    def read(cls, r: Reader | None) -> TrainingSpec:
+        """Read the mapping of a recipe; an absent one has every default."""
+        if r is None:
+            return cls()
+        value = cls(
+            learning_rate=r.number("learning_rate", 2e-4, minimum=0.0, maximum=10.0),
+            num_train_epochs=r.number("num_train_epochs", 3.0, minimum=0.0, maximum=1e6),
+            max_steps=r.integer("max_steps", -1, minimum=-1),
+            per_device_train_batch_size=r.integer("per_device_train_batch_size", 8, minimum=1, maximum=1 << 16),
+            gradient_accumulation_steps=r.integer("gradient_accumulation_steps", 1, minimum=1, maximum=1 << 16),
+            lr_scheduler_type=r.string("lr_scheduler_type", "cosine", choices=SCHEDULERS),
+            warmup_steps=r.number("warmup_steps", 0.0, minimum=0.0),
+            weight_decay=r.number("weight_decay", 0.0, minimum=0.0),
+            max_grad_norm=r.number("max_grad_norm", 1.0, minimum=0.0),
+            optim=r.string("optim", "adamw_torch", choices=OPTIMIZERS),
+            gradient_checkpointing=r.boolean("gradient_checkpointing", False),
+            dtype=r.string("dtype", "auto", choices=("auto", *DTYPES)),
+            seed=r.integer("seed", 42, maximum=2**32 - 1),
+            logging_steps=r.integer("logging_steps", 10, minimum=1),
+        )
+        if r.clean and value.max_steps == 0:
+            r.fault("max_steps", "must be at least 1, or -1 to count by num_train_epochs")
+        if r.clean and value.max_steps == -1 and value.num_train_epochs == 0:
+            r.fault("num_train_epochs", "must be above 0 when max_steps is not set")
+        r.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationSpec:
+    """How the held-out rows are used: batch size, how many of them (None: all), bootstrap draws for the interval."""
+
+    per_device_eval_batch_size: int = 16
+    max_rows: int | None = None
+    bootstrap_samples: int = 2000
+
+    @classmethod
+    def read(cls, r: Reader | None) -> EvaluationSpec:
+        """Read the mapping of a recipe; an absent one has every default."""
+        if r is None:
+            return cls()
+        value = cls(
+            per_device_eval_batch_size=r.integer("per_device_eval_batch_size", 16, minimum=1, maximum=1 << 16),
+            max_rows=r.optional_integer("max_rows", minimum=1),
+            bootstrap_samples=r.integer("bootstrap_samples", 2000, minimum=100, maximum=1_000_000),
+        )
+        r.finish()
+        return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to build one adapter (docs/format.md, "The recipe").
+
+    hyperparameters: PEFT's own names, checked against the method's row in catalog/methods.py by whoever builds.
+    """
+
+    name: str
+    version: Version
+    summary: str = ""
+    license: str | None = None
+    keywords: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    base_model: str
+    base_revision: str | None = None
+    method: str = "lora"
+    hyperparameters: Mapping[str, Frozen] = field(default_factory=lambda: MappingProxyType({}))
+    task: str = "CAUSAL_LM"
+    data: DataSpec
+    training: TrainingSpec = TrainingSpec()
+    quantization: Quantization | None = None
+    evaluation: EvaluationSpec = EvaluationSpec()
+    extra: Mapping[str, Frozen] = field(default_factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def from_data(cls, data: object, *, where: str = "recipe.yaml") -> Recipe:
+        """Build a recipe from plain data.
+
+        Raises:
+            InvalidFileError: every fault found, each with the path of its field.
+        """
+        faults = Faults(where=where)
+        value = cls._read(Reader(data, faults))
+        faults.raise_if_any()
+        return value
+
+    @classmethod
+    def _read(cls, r: Reader) -> Recipe:
+        r.authored_version("recipe_version", supported=RECIPE_VERSION)
+        rows = r.mapping("data", optional=False)
+        base = r.parse("base_model", parse_base)
+        base_id, base_revision = base if isinstance(base, tuple) else ("", None)
+        value = cls(
+            name=r.parse("name", lambda text: check_part(text, "a package's name")),
+            version=_version(r),
+            summary=r.string("summary", "", max_length=500),
+            license=r.optional_string("license", max_length=100),
+            keywords=r.strings("keywords", (), pattern=WORD_PATTERN, shape="a keyword"),
+            domains=r.strings("domains", (), pattern=WORD_PATTERN, shape="a domain"),
+            languages=r.strings("languages", (), pattern=r"[A-Za-z0-9-]{2,35}", shape="a BCP 47 language tag"),
+            base_model=base_id,
+            base_revision=base_revision,
+            method=r.string("method", "lora", max_length=64),
+            hyperparameters=_hyperparameters(r),
+            task=r.string("task", "CAUSAL_LM", max_length=64),
+            data=DataSpec.read(rows) if rows else DataSpec(train="?"),
+            training=TrainingSpec.read(r.mapping("training")),
+            quantization=Quantization.read(r.mapping("quantization")),
+            evaluation=EvaluationSpec.read(r.mapping("evaluation")),
+            extra=r.free("extra"),
+        )
+        r.finish()
+        return value
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data, every field present."""
+        training, evaluation = self.training, self.evaluation
+        return {
+            "recipe_version": RECIPE_VERSION,
+            "name": self.name,
+            "version": str(self.version),
+            "summary": self.summary,
+            "license": self.license,
+            "keywords": list(self.keywords),
+            "domains": list(self.domains),
+            "languages": list(self.languages),
+            "base_model": self.base_model if self.base_revision is None else f"{self.base_model}#{self.base_revision}",
+            "method": self.method,
+            "hyperparameters": thaw(self.hyperparameters),
+            "task": self.task,
+            "data": {name: getattr(self.data, name) for name in _fields(self.data) if self._said(name)},
+            "training": {name: getattr(training, name) for name in _fields(training)},
+            "quantization": self.quantization.to_data() if self.quantization else None,
+            "evaluation": {name: getattr(evaluation, name) for name in _fields(evaluation)},
+            "extra": thaw(self.extra),
+        }
+
+    def _said(self, name: str) -> bool:
+        return name != "eval_split" or self.data.eval is None
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of the recipe's meaning: comments, order and spelled-out defaults do not change it."""
+        return Digest.of(canonical_json(self.to_data()))
+
+
+def _fields(value: object) -> tuple[str, ...]:
+    return tuple(type(value).__dataclass_fields__)  # type: ignore[attr-defined]
+
+
+def _version(r: Reader) -> Version:
+    raw = r.raw("version")
+    if isinstance(raw, float | int) and not isinstance(raw, bool):
+        r.fault("version", f'expected text, found a number: quote it ("{raw}.0")')
+        return Version("0")
+    return r.parse("version", parse_version)
+
+
+def _hyperparameters(r: Reader) -> Mapping[str, Frozen]:
+    """Read the mapping, taking `alpha` for `lora_alpha`."""
+    given = dict(r.free("hyperparameters"))
+    if "alpha" in given:
+        if "lora_alpha" in given:
+            r.fault("hyperparameters.alpha", "is another word for lora_alpha; give one of the two")
+        given["lora_alpha"] = given.pop("alpha")
+    return MappingProxyType(given)
