@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -22,19 +22,13 @@ class Task(Protocol):
 class Progress(Protocol):
     """What an operation calls to say where it stands; the CLI draws it, the API ignores it by default."""
 
-    def task(self, label: str, *, total: int | None, unit: str = "") -> _TaskContext:
+    def task(self, label: str, *, total: int | None, unit: str = "") -> AbstractContextManager[Task]:
         """Open a bar for the length of a `with` block; `unit` is 'B' for bytes, else a word."""
         ...
 
     def note(self, text: str) -> None:
         """Say one line that a person should see."""
         ...
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class _SilentTask:

@@ -1,0 +1,49 @@
+"""Options that several commands share, each spelled and explained once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def json_option(function: Decorated) -> Decorated:
+    """Add `--json` as the parameter `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Write the result as JSON to stdout.")(function)
+
+
+def dry_run_option(function: Decorated) -> Decorated:
+    """Add `--dry-run` as the parameter `dry_run`."""
+    return click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(function)
+
+
+def registry_option(function: Decorated) -> Decorated:
+    """Add `--registry` as the parameter `registry` (text or None)."""
+    return click.option(
+        "--registry",
+        metavar="LOCATION",
+        help="The registry to use: a folder. Default: the project's registries, else ADAPTERHUB_REGISTRY.",
+    )(function)
+
+
+def base_option(function: Decorated) -> Decorated:
+    """Add `--base` as the parameter `base` (text or None)."""
+    return click.option(
+        "--base", metavar="NAME", help="The base model, by its name in `adapt base list`. Default: the package's own."
+    )(function)
+
+
+def stack_option(function: Decorated) -> Decorated:
+    """Add `--stack` as the parameter `stack` (text or None)."""
+    return click.option(
+        "--stack",
+        metavar="NAME[=WEIGHT],…",
+        help="Adapters to use together, each with a weight (1.0 by default), or a stack of the project.",
+    )(function)
