@@ -1,0 +1,95 @@
+"""Tasks, by PEFT's names, and the transformers class that carries each one's head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from adapterhub.errors import UsageError
+from adapterhub.spec._decode import suggest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One task.
+
+    auto_class: the transformers class that loads a base for it. class_suffix: how such a class's name ends
+    (`LlamaForCausalLM`), None for the bare model. head_modules: names a newly made head may have, which an adapter of
+    this task has to bring along (none where the base brings its own). labels: whether the head's width is a list of
+    labels. buildable: whether `adapt build` trains it today.
+    """
+
+    name: str
+    title: str
+    auto_class: str
+    class_suffix: str | None
+    head_modules: tuple[str, ...] = ()
+    labels: bool = False
+    buildable: bool = False
+
+    @property
+    def bare(self) -> bool:
+        """True where the model has no head, so that its modules' names carry no prefix of the architecture."""
+        return self.class_suffix is None
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        task.name: task
+        for task in (
+            Task(
+                name="CAUSAL_LM",
+                title="text generation",
+                auto_class="AutoModelForCausalLM",
+                class_suffix="ForCausalLM",
+                buildable=True,
+            ),
+            # Head names: transformers' modeling files; `score` for decoders, `classifier` for encoders. PEFT adds
+            # both to modules_to_save by itself (PeftModelForSequenceClassification, PeftModelForTokenClassification).
+            Task(
+                name="SEQ_CLS",
+                title="sequence classification",
+                auto_class="AutoModelForSequenceClassification",
+                class_suffix="ForSequenceClassification",
+                head_modules=("classifier", "score"),
+                labels=True,
+            ),
+            Task(
+                name="TOKEN_CLS",
+                title="token classification",
+                auto_class="AutoModelForTokenClassification",
+                class_suffix="ForTokenClassification",
+                head_modules=("classifier", "score"),
+                labels=True,
+            ),
+            Task(
+                name="SEQ_2_SEQ_LM",
+                title="sequence to sequence",
+                auto_class="AutoModelForSeq2SeqLM",
+                class_suffix="ForConditionalGeneration",
+            ),
+            Task(
+                name="QUESTION_ANS",
+                title="extractive question answering",
+                auto_class="AutoModelForQuestionAnswering",
+                class_suffix="ForQuestionAnswering",
+                head_modules=("qa_outputs",),
+            ),
+            Task(name="FEATURE_EXTRACTION", title="embeddings", auto_class="AutoModel", class_suffix=None),
+        )
+    }
+)
+
+
+def task_named(name: str) -> Task:
+    """Return the row of a task.
+
+    Raises:
+        UsageError: no task has this name; the nearest one is named.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    near = suggest(name.upper(), TASKS)
+    known = ", ".join(TASKS)
+    raise UsageError(f"{name!r} is not a task", hint=f"did you mean {near}?" if near else f"known: {known}")
