@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io, write_atomic
@@ -96,29 +97,18 @@ def read_json(path: Path) -> object:
 def parse_yaml(data: bytes, *, where: str) -> object:
     """Read YAML 1.2 core data: no anchors, no aliases, no tags, no duplicate keys, one document.
 
+    ruamel.yaml knows the syntax; scalars are resolved here by the core schema (YAML 1.2.2, section 10.3.2), since its
+    own resolver also reads dates, `1_000` and `<<`.
+
     Raises:
         InvalidFileError: it is not that; the message names the line.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
-    from ruamel.yaml.events import AliasEvent, CollectionStartEvent, ScalarEvent
 
     yaml: Any = YAML(typ="safe", pure=True)
     try:
-        text = data.decode("utf-8")
-        depth = 0
-        for event in yaml.parse(text):
-            line = f"line {event.start_mark.line + 1}"
-            if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
-                raise InvalidFileError("anchors and aliases are not allowed", where=f"{where}: {line}")
-            if isinstance(event, ScalarEvent | CollectionStartEvent) and event.tag:
-                raise InvalidFileError(f"the tag {event.tag} is not allowed", where=f"{where}: {line}")
-            depth += isinstance(event, CollectionStartEvent) - type(event).__name__.endswith(
-                ("SequenceEndEvent", "MappingEndEvent")
-            )
-            if depth > MAX_DEPTH:
-                raise InvalidFileError(f"is nested more than {MAX_DEPTH} levels deep", where=f"{where}: {line}")
-        return yaml.load(text)
+        return _YamlBuilder(yaml.parse(data.decode("utf-8")), where).document()
     except UnicodeDecodeError as error:
         raise InvalidFileError(f"is not UTF-8 (byte {error.start})", where=where) from error
     except MarkedYAMLError as error:
@@ -127,6 +117,87 @@ def parse_yaml(data: bytes, *, where: str) -> object:
         raise InvalidFileError(str(error.problem or error.context or "is not YAML"), where=place) from error
     except (YAMLError, ValueError) as error:
         raise InvalidFileError(f"is not YAML: {error}", where=where) from error
+    except RecursionError as error:
+        raise InvalidFileError("is nested too deeply", where=where) from error
+
+
+_CORE_SCALARS: tuple[tuple[str, Callable[[str], object]], ...] = (
+    (r"|~|null|Null|NULL", lambda _: None),
+    (r"true|True|TRUE|false|False|FALSE", lambda text: text[0] in "tT"),
+    (r"[-+]?[0-9]+", int),
+    (r"0o[0-7]+", lambda text: int(text[2:], 8)),
+    (r"0x[0-9a-fA-F]+", lambda text: int(text[2:], 16)),
+    (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", float),
+    (r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", lambda text: float(text.replace(".", ""))),
+)
+
+
+class _YamlBuilder:
+    """Turns a stream of parser events into plain data, refusing what the format does not take."""
+
+    def __init__(self, events: Iterator[Any], where: str) -> None:
+        self._events = events
+        self._where = where
+
+    def document(self) -> object:
+        value: object = None
+        seen = 0
+        for event in self._events:
+            kind = type(event).__name__
+            if kind in ("StreamStartEvent", "StreamEndEvent", "DocumentEndEvent"):
+                continue
+            if kind == "DocumentStartEvent":
+                seen += 1
+                if seen > 1:
+                    self._refuse(event, "holds more than one document")
+                continue
+            value = self._value(event, 0)
+        return value
+
+    def _value(self, event: Any, depth: int) -> object:
+        kind = type(event).__name__
+        if kind == "AliasEvent" or event.anchor:
+            self._refuse(event, "anchors and aliases are not allowed")
+        if event.tag:
+            self._refuse(event, f"the tag {event.tag} is not allowed")
+        if depth > MAX_DEPTH:
+            self._refuse(event, f"is nested more than {MAX_DEPTH} levels deep")
+        if kind == "ScalarEvent":
+            return self._scalar(event)
+        if kind == "SequenceStartEvent":
+            return [self._value(item, depth + 1) for item in self._until("SequenceEndEvent")]
+        return self._mapping(depth)
+
+    def _mapping(self, depth: int) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for event in self._until("MappingEndEvent"):
+            if type(event).__name__ != "ScalarEvent":
+                self._refuse(event, "a key must be text")
+            key = str(event.value)
+            if event.anchor or event.tag:
+                self._refuse(event, "anchors and tags are not allowed")
+            if key in found:
+                self._refuse(event, f"duplicate key {key!r}")
+            found[key] = self._value(next(self._events), depth + 1)
+        return found
+
+    def _until(self, end: str) -> Iterator[Any]:
+        while type(event := next(self._events)).__name__ != end:
+            yield event
+
+    def _scalar(self, event: Any) -> object:
+        text = str(event.value)
+        if not event.implicit[0]:
+            return text
+        for pattern, build in _CORE_SCALARS:
+            if re.fullmatch(pattern, text):
+                if len(text) > 400:
+                    self._refuse(event, "a number is longer than 400 digits")
+                return build(text)
+        return text
+
+    def _refuse(self, event: Any, message: str) -> NoReturn:
+        raise InvalidFileError(message, where=f"{self._where}: line {event.start_mark.line + 1}")
 
 
 def read_yaml(path: Path) -> object:
@@ -140,7 +211,11 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a package folder's manifest. Raises UnsatisfiedError where there is none, InvalidFileError with every fault."""
+    """Read a package folder's manifest.
+
+    Raises:
+        UnsatisfiedError: there is none. InvalidFileError: with every fault.
+    """
     path = folder / MANIFEST_FILE
     return Manifest.from_data(read_json(path), where=str(path))
 

@@ -161,7 +161,9 @@ class Requirement:
 
     def allows(self, version: Version, *, prereleases: bool | None = None) -> bool:
         """Say whether a version satisfies the range; pre-releases only where the range names one, or when told."""
-        return self.specifier.contains(version, prereleases=prereleases)
+        # packaging's own default takes a lone pre-release when nothing else is on offer; a range alone never asks for one.
+        wanted = bool(self.specifier.prereleases) if prereleases is None else prereleases
+        return self.specifier.contains(version, prereleases=wanted)
 
     def __str__(self) -> str:
         if self.revision is not None:

@@ -1,0 +1,56 @@
+"""Stacks as they are written on a command line and in adapters.yaml."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapterhub.errors import InvalidFileError
+from adapterhub.spec.project import Project
+from adapterhub.spec.stack import Stack, StackLayer
+
+WORDS = st.from_regex(r"[a-z][a-z0-9_/-]{0,8}", fullmatch=True)
+LAYERS = st.lists(
+    st.builds(lambda w, x: StackLayer(word=w, weight=x), WORDS, st.sampled_from([1.0, 0.5, -1.0, 2.25, 0.0, 1e-3])),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda layer: layer.word,
+)
+
+
+@given(LAYERS)
+def test_stacks_round_trip(layers: list[StackLayer]) -> None:
+    stack = Stack(layers=tuple(layers))
+    assert Stack.parse(str(stack)) == stack
+
+
+def test_weights_are_used_as_they_stand() -> None:
+    assert Stack.parse("medical, spanish=0.5").layers == (
+        StackLayer(word="medical"),
+        StackLayer(word="spanish", weight=0.5),
+    )
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,", "a,,b", "=1", "a=x", "a=nan", "a=inf", "a,a", "a=1,a=2"])
+def test_bad_stacks(text: str) -> None:
+    with pytest.raises(ValueError):
+        Stack.parse(text)
+
+
+def test_a_stack_in_a_project_names_known_adapters_only() -> None:
+    data = {"project_version": "1.0", "adapters": {"a": "o/a"}, "stacks": {"default": "a,b"}}
+    with pytest.raises(InvalidFileError, match=r"stacks\.default: 'b' is no adapter"):
+        Project.from_data(data)
+
+
+def test_a_stack_with_a_combination_round_trips() -> None:
+    layers = [{"adapter": "a", "weight": 0.7}]
+    data = {
+        "project_version": "1.0",
+        "adapters": {"a": "o/a"},
+        "stacks": {"s": {"layers": layers, "combination": "ties"}},
+    }
+    project = Project.from_data(data)
+    assert project.stacks["s"].combination == "ties"
+    assert Project.from_data(project.to_data()) == project
