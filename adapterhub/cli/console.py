@@ -158,8 +158,8 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     everything = [[header.upper() for header in headers], *cells]
     widths = [max(len(row[column]) for row in everything) for column in range(len(headers))]
-    for row in everything:
-        write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in everything)
+    write("".join(f"{line.rstrip()}\n" for line in padded))
 
 
 def _draw_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> None:

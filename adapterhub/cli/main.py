@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str]) -> int:
     try:
-        with cli.make_context(PROGRAM, args) as ctx:
+        with cli.make_context(PROGRAM, [*args]) as ctx:
             code = cli.invoke(ctx)
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -203,13 +203,13 @@ def _run(args: list[str]) -> int:
 
 def _report(error: Exception, args: list[str]) -> int:
     """Print an error and return its exit code."""
-    from adapterhub.cli.usage import as_expected
+    from adapterhub.cli.usage import as_expected, command_path
 
     if _debugging(args):
         import traceback
 
         console.say_block("".join(traceback.format_exception(error)).rstrip())
-    expected = as_expected(error)
+    expected = as_expected(error, command_path(cli, PROGRAM, args) if isinstance(error, click.ClickException) else "")
     if expected is None:
         import shlex
 

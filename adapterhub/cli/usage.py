@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 import click
@@ -24,14 +24,17 @@ _DISK_REFUSALS = {
 }
 
 
-def as_expected(error: Exception) -> AdapterHubError | None:
-    """Return an error as one that users understand, or None when it is a fault of the program."""
+def as_expected(error: Exception, path: str) -> AdapterHubError | None:
+    """Return an error as one that users understand, or None when it is a fault of the program.
+
+    `path` is the command that was called (`adapt base add`), for the errors that click gives no context.
+    """
     if isinstance(error, AdapterHubError):
         return error
     if isinstance(error, click.FileError):
         return LocalIOError(f"cannot open the file: {error.message}", where=error.ui_filename)
     if isinstance(error, click.UsageError):
-        return _usage_error(error)
+        return _usage_error(error, error.ctx.command_path if error.ctx is not None else path)
     if isinstance(error, click.ClickException):
         return UsageError(_sentence(error.message))
     if isinstance(error, OSError) and error.errno in _DISK_REFUSALS:
@@ -47,8 +50,23 @@ def no_such_command(name: str, known: Iterable[str], path: str) -> UsageError:
     return UsageError(f"no such command: {name}", where=path, hint=hint)
 
 
-def _usage_error(error: click.UsageError) -> UsageError:
-    path = error.ctx.command_path if error.ctx is not None else "adapt"
+def command_path(group: click.Group, program: str, args: Sequence[str]) -> str:
+    """Return the words of a command line that name its command: `adapt base add` of `adapt --debug base add x`."""
+    path, command = [program], group
+    for word in args:
+        if word.startswith("-"):
+            continue
+        found = command.get_command(click.Context(command), word)
+        if found is None:
+            break
+        path.append(word)
+        if not isinstance(found, click.Group):
+            break
+        command = found
+    return " ".join(path)
+
+
+def _usage_error(error: click.UsageError, path: str) -> UsageError:
     see_help = f"`{path} --help` lists the arguments and options"
     if isinstance(error, click.NoSuchOption):
         return UsageError(f"no such option: {error.option_name}", where=path, hint=_option_hint(error, path, see_help))
