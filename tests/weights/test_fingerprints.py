@@ -232,6 +232,20 @@ def test_a_file_that_changed_since_it_was_opened(tmp_path, arrays):
         fingerprint(checkpoint)
 
 
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    folder = store(tmp_path / "x", {"a": some(1000)})
+    path = folder / "model.safetensors"
+    monkeypatch.setattr("adapterhub.weights.fingerprints.CHUNK_BYTES", 1024)
+
+    class Cutter(Recorder):
+        def advance(self, amount: int = 1) -> None:
+            with path.open("r+b") as handle:
+                handle.truncate(2000)
+
+    with pytest.raises(IntegrityError, match="changed while it was being read"):
+        fingerprint(open_checkpoint(folder), progress=Cutter())
+
+
 def test_a_fault_in_one_shard_is_the_fault_of_all(tmp_path, arrays):
     first, *rest = arrays.items()
     folder = store(tmp_path / "x", dict([first]), dict(rest))
