@@ -329,7 +329,7 @@ class Reader:
             self.fault(str(key), "unknown key" + (f"; did you mean {near!r}?" if near else ""))
 
     def authored_version(self, key: str, *, supported: str) -> None:
-        """Read the `MAJOR.MINOR` of a file that a person writes: a newer one is a fault, since its keys mean something."""
+        """Read `MAJOR.MINOR` in a file that a person writes; a newer one is a fault, since its keys mean something."""
         if self.format_version(key, supported=supported):
             self.fault(key, f"is newer than this adapterhub knows ({supported}): {UPGRADE}")
 

@@ -161,7 +161,7 @@ class Requirement:
 
     def allows(self, version: Version, *, prereleases: bool | None = None) -> bool:
         """Say whether a version satisfies the range; pre-releases only where the range names one, or when told."""
-        # packaging's own default takes a lone pre-release when nothing else is on offer; a range alone never asks for one.
+        # packaging takes a lone pre-release when nothing else is on offer; a plain range never asks for one.
         wanted = bool(self.specifier.prereleases) if prereleases is None else prereleases
         return self.specifier.contains(version, prereleases=wanted)
 
