@@ -77,7 +77,7 @@ class SafetensorsWriter:
 
     def __init__(self, path: Path, tensors: Sequence[Described], *, metadata: Mapping[str, str] | None = None) -> None:
         self.path = path
-        self._prefix, self.header = _layout(path.name, tensors, metadata)
+        self._prefix, self.header = layout(path.name, tensors, metadata)
         self._order = tuple(tensor.name for tensor in tensors)
         self._next = 0
         self._hash = hashlib.sha256()
@@ -183,8 +183,14 @@ class SafetensorsWriter:
         )
 
 
-def _layout(file: str, tensors: Sequence[Described], metadata: Mapping[str, str] | None) -> tuple[bytes, Header]:
-    """Return the file's first bytes (length and header) and what a reader will make of them."""
+def layout(file: str, tensors: Sequence[Described], metadata: Mapping[str, str] | None) -> tuple[bytes, Header]:
+    """Return a file's first bytes (length and header) for these tensors in this order, and what a reader makes of it.
+
+    For who writes the rest by other means; `SafetensorsWriter` is the usual way.
+
+    Raises:
+        UsageError: as SafetensorsWriter.
+    """
     entries: dict[str, object] = {}
     offset = 0
     if metadata is not None:
