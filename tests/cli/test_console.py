@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,34 +13,9 @@ from adapterhub.cli import console
 from adapterhub.errors import ExitCode, IntegrityError, UsageError
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.report import Finding, Report, Severity
+from tests.cli.terminal import on_terminal
 
 ESCAPES = "a\x1b]0;owned\x07b\x9b31mc\rd\u202ee"
-
-
-def on_terminal(code: str, **environment: str) -> str:
-    """Run Python code with stdout and stderr on a pseudo-terminal; return what arrived there."""
-    master, slave = pty.openpty()
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "TERM", "FORCE_COLOR", "COLUMNS")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL,
-        stdout=slave,
-        stderr=slave,
-        env={**kept, "TERM": "xterm-256color", "COLUMNS": "80", **environment},
-    )
-    os.close(slave)
-    received = b""
-    while select.select([master], [], [], 30)[0]:
-        try:
-            chunk = os.read(master, 65536)
-        except OSError:  # Linux: the other end is closed
-            break
-        if not chunk:
-            break
-        received += chunk
-    os.close(master)
-    assert process.wait(timeout=30) == 0
-    return received.decode().replace("\r\n", "\n")
 
 
 def test_visible_text_cannot_drive_a_terminal() -> None:

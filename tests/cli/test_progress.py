@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.cli import progress as module
 from adapterhub.cli.progress import PlainProgress, open_progress
-from tests.cli.test_console import on_terminal
+from tests.cli.terminal import on_terminal
 
 
 def test_a_short_task_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
