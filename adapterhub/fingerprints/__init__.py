@@ -56,6 +56,7 @@ _IDLE_POST_PROCESSOR = {
 }
 
 __all__ = [
+    "CONFIG_FILE",
     "DEFAULTS",
     "IDENTITY_FIELDS",
     "Verdict",
@@ -64,6 +65,7 @@ __all__ = [
     "config_digest",
     "differing_parts",
     "fingerprint_base",
+    "fingerprinted_files",
     "identity_config",
     "quick_fingerprints",
     "read_config",
@@ -103,6 +105,20 @@ def quick_fingerprints(folder: Path, checkpoint: Checkpoint) -> BaseFingerprints
         tokenizer=tokenizer_digest(folder),
         chat_template=chat_template_digest(folder),
     )
+
+
+def fingerprinted_files(folder: Path) -> tuple[str, ...]:
+    """Return the files of a base's folder that its fingerprints are taken of: relative POSIX paths, sorted.
+
+    Raises:
+        LocalIOError: the folder cannot be read.
+    """
+    names = {CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, TEMPLATE_FILE, OLD_TEMPLATE_FILE, *VOCABULARY_FILES}
+    with local_io(folder, "read the folder"):
+        here = {path.name for path in folder.iterdir() if path.is_file()}
+        named = {f"{NAMED_TEMPLATES_FOLDER}/{path.name}" for path in (folder / NAMED_TEMPLATES_FOLDER).glob("*.jinja")}
+    weights = {name for name in here if name.endswith((".safetensors", ".safetensors.index.json"))}
+    return tuple(sorted((here & names) | named | weights))
 
 
 def read_config(folder: Path) -> Mapping[str, object]:
