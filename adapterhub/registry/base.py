@@ -105,6 +105,14 @@ class Registry(Protocol):
         """
         ...
 
+    def published(self, ref: PackageRef, manifest: Manifest) -> bool:
+        """Say whether this very manifest is published under a ref; asked before anything is written.
+
+        Raises:
+            UnsatisfiedError: that version is there with other bytes, or a name that differs in case alone is taken.
+        """
+        ...
+
     def publish(self, package: Package, name: PackageName, *, progress: Progress) -> Published:
         """Put a package into the registry under a name; the same bytes again change nothing.
 

@@ -115,6 +115,18 @@ class DirectoryRegistry:
         into.add_ref(stored)
         return stored
 
+    def published(self, ref: PackageRef, manifest: Manifest) -> bool:
+        """Say whether this very manifest is published under a ref; asked before anything is written.
+
+        Raises:
+            UnsatisfiedError: that version is there with other bytes, or a name that differs in case alone is taken.
+        """
+        self._check_case(ref.name)
+        if not self._target(ref).exists():
+            return False
+        self._compare(ref, manifest)
+        return True
+
     def publish(self, package: Package, name: PackageName, *, progress: Progress) -> Published:
         """Put a package into the folder under a name; the same bytes again change nothing.
 
@@ -124,7 +136,7 @@ class DirectoryRegistry:
         """
         ref = PackageRef(name, package.manifest.version)
         self._check_case(name)
-        target = self._root / name.org / name.name / str(ref.version)
+        target = self._target(ref)
         created = not target.exists()
         if created:
             try:
@@ -141,6 +153,9 @@ class DirectoryRegistry:
         for entry in package.manifest.files:
             _verify(target, entry)
         return Published(ref=ref, digest=digest, created=created, where=str(target))
+
+    def _target(self, ref: PackageRef) -> Path:
+        return self._root / ref.name.org / ref.name.name / str(ref.version)
 
     def _compare(self, ref: PackageRef, manifest: Manifest) -> None:
         """Refuse to publish other bytes under a version that is there."""
