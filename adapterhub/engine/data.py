@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.rows import Row
@@ -28,9 +28,10 @@ _CHUNK_ROWS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One row in tokens; labels[i] is input_ids[i] or IGNORED. place: `file:line` of the row."""
+    """One row in tokens; labels[i] is input_ids[i] or IGNORED. place: `file:line` of the row; question: the row's."""
 
     place: str
+    question: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
 
@@ -87,7 +88,7 @@ def encode_rows(
         if len(example.input_ids) > max_length:
             truncated.append(row.place)
             cut = slice(0, max_length)
-            example = Example(place=row.place, input_ids=example.input_ids[cut], labels=example.labels[cut])
+            example = replace(example, input_ids=example.input_ids[cut], labels=example.labels[cut])
         if example.trained:
             kept.append(example)
         else:
@@ -120,6 +121,10 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataS
                 yield _encode_text(row, tokenizer, spec)
 
 
+def _example(row: Row, ids: Sequence[int], labels: Sequence[int]) -> Example:
+    return Example(place=row.place, question=row.question, input_ids=tuple(ids), labels=tuple(labels))
+
+
 def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -> Example:
     """Encode plain text, ended by the end-of-sequence token; a prompt is only read, unless train_on is `all`."""
     prompt = list(tokenizer(row.prompt).input_ids) if row.prompt else []
@@ -130,7 +135,7 @@ def _encode_text(row: Row, tokenizer: PreTrainedTokenizerBase, spec: DataSpec) -
     if tokenizer.eos_token_id is not None and (not ids or ids[-1] != tokenizer.eos_token_id):
         ids.append(tokenizer.eos_token_id)
     read_only = [IGNORED] * len(prompt) if spec.train_on == "assistant" else prompt
-    return Example(place=row.place, input_ids=(*prompt, *ids), labels=(*read_only, *ids))
+    return _example(row, (*prompt, *ids), (*read_only, *ids))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +179,7 @@ def _encode_chat(
 ) -> Example:
     ids = tokens[chat.full]
     if not chat.turns:
-        return Example(place=row.place, input_ids=tuple(ids), labels=tuple(ids))
+        return _example(row, ids, ids)
     labels = [IGNORED] * len(ids)
     for index, before, through in chat.turns:
         span = _turn_by_prefix(chat.full, before, through, tokens, stops)
@@ -189,7 +194,7 @@ def _encode_chat(
             )
         start, end = span
         labels[start:end] = ids[start:end]
-    return Example(place=row.place, input_ids=tuple(ids), labels=tuple(labels))
+    return _example(row, ids, labels)
 
 
 def _turn_by_prefix(
@@ -329,14 +334,3 @@ class LengthGroupedOrder:
         chance.shuffle(batches)
         for batch in (*batches, order[whole:]):
             yield from batch
-
-
-def describe(examples: Examples) -> Mapping[str, int]:
-    """Return what a plan and a log say about examples."""
-    return {
-        "rows": len(examples.items),
-        "tokens": examples.tokens,
-        "trained_tokens": examples.trained,
-        "truncated_rows": len(examples.truncated),
-        "dropped_rows": len(examples.dropped),
-    }

@@ -1,18 +1,25 @@
-"""The loss of labelled tokens, computing logits for those tokens alone.
+"""The loss of labelled tokens, computing no more than it needs.
 
-On small models with large vocabularies the output layer is most of the work, and chats label a third of their tokens.
+Logits are computed for labelled tokens alone: on small models with large vocabularies the output layer is much of the
+work, and chats label a third of their tokens. What all rows of a batch begin with (a system prompt, as a rule) is
+computed once for all of them. Neither changes the loss or its gradients beyond rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.data import IGNORED
 
 if TYPE_CHECKING:
     import torch
+
+# Architectures whose attention goes on from a cache exactly as without one, gradients included: what the tests compare.
+SHARES_PREFIX = ("gemma", "gpt2", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
+# A shared beginning that saves less than this share of the tokens costs more than it saves.
+_WORTH_SHARING = 0.08
 
 
 def token_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -35,33 +42,86 @@ def labelled_logits(model: Any, input_ids: torch.Tensor, labelled: torch.Tensor)
     No attention mask is passed: attention is causal and padding comes last, so no real token can see any, and without
     a mask the fused causal kernel runs.
     """
-    head, rows, count = _output_layer(model), input_ids.shape[0], int(labelled.sum())
-    narrowed = []
+    import torch
+
+    wanted = torch.nn.functional.pad(labelled, (0, 1))
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = _output_layer(base)
+    if head is None:
+        return model(input_ids=input_ids, use_cache=False).logits[wanted]
+    if length := _shared_length(base, input_ids, labelled):
+        logits = _after_shared_prefix(model, base, head, input_ids, wanted, length)
+        if logits is not None:
+            return logits
+    with _narrowed(head, wanted) as narrowed:
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    return logits[0] if narrowed else logits[wanted]
+
+
+@contextmanager
+def _narrowed(head: Any, wanted: torch.Tensor) -> Iterator[list[bool]]:
+    """Let an output layer see only the `wanted` positions, (rows, tokens) to (1, wanted); the list says if it did."""
+    done: list[bool] = []
 
     def narrow(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = inputs[0]
-        if hidden.ndim != 3 or hidden.shape[:2] != input_ids.shape:
+        if hidden.ndim != 3 or hidden.shape[:2] != wanted.shape:
             return None
-        narrowed.append(True)
-        return (hidden[:, :-1][labelled].unsqueeze(0), *inputs[1:])
+        done.append(True)
+        return (hidden[wanted].unsqueeze(0), *inputs[1:])
 
-    hook = head.register_forward_pre_hook(narrow) if head is not None else None
+    hook = head.register_forward_pre_hook(narrow)
     try:
-        logits = model(input_ids=input_ids, use_cache=False).logits
+        yield done
     finally:
-        if hook is not None:
-            hook.remove()
-    if narrowed:
-        if logits.shape[:2] != (1, count):
-            raise RuntimeError(f"the model reshaped {count} narrowed positions to {tuple(logits.shape)}")
-        return logits[0]
-    assert logits.shape[:2] == (rows, input_ids.shape[1])
-    return logits[:, :-1][labelled]
+        hook.remove()
 
 
-def _output_layer(model: Any) -> Any:
-    """Return the module that turns hidden states into logits, below PEFT's wrapper, or None where there is none."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+def _shared_length(base: Any, input_ids: torch.Tensor, labelled: torch.Tensor) -> int:
+    """Return how many first tokens all rows share, none of them needed for a logit; 0 where sharing does not pay.
+
+    With dropout, rows that share a beginning would share its noise; with checkpointing there is no cache to go on from.
+    """
+    rows, tokens = input_ids.shape
+    if rows < 2 or base.config.model_type not in SHARES_PREFIX:
+        return 0
+    if base.training and (_drops_out(base) or getattr(base, "is_gradient_checkpointing", False)):
+        return 0
+    same = int((input_ids == input_ids[:1]).all(0).long().cumprod(0).sum())
+    length = min(same, int(labelled.any(0).nonzero()[0]))
+    return length if length * (rows - 1) >= _WORTH_SHARING * rows * tokens else 0
+
+
+def _drops_out(base: Any) -> bool:
+    import torch
+
+    if float(getattr(base.config, "attention_dropout", 0) or 0) > 0:
+        return True
+    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
+
+
+def _after_shared_prefix(
+    model: Any, base: Any, head: Any, input_ids: torch.Tensor, wanted: torch.Tensor, length: int
+) -> torch.Tensor | None:
+    """Run the shared first tokens once, and the rest of every row from their keys and values.
+
+    None where the cache is not a plain one of every layer (sliding windows, recurrent states).
+    """
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache(config=base.config)
+    with _narrowed(head, wanted[:1, :length]):
+        model(input_ids=input_ids[:1, :length], past_key_values=cache, use_cache=True)
+    if not cache.layers or any(type(x) is not DynamicLayer or x.get_seq_length() != length for x in cache.layers):
+        return None
+    cache.batch_repeat_interleave(len(input_ids))
+    with _narrowed(head, wanted[:, length:]) as narrowed:
+        logits = model(input_ids=input_ids[:, length:], past_key_values=cache, use_cache=True).logits
+    return logits[0] if narrowed else logits[wanted[:, length:]]
+
+
+def _output_layer(base: Any) -> Any:
+    """Return the module that turns hidden states into logits, or None where an architecture names none."""
     try:
         return base.get_output_embeddings()
     except (AttributeError, NotImplementedError):

@@ -18,11 +18,12 @@ MANIFEST_FILE = "adapter_manifest.json"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+TRAINING_LOG_FILE = "training_log.jsonl"
 MANIFEST_VERSION = "1.0"
 KINDS = ("adapter", "stack")
 DERIVED_VERSION = "0.0.0"
 # Files that describe a package but are no part of its payload: never listed, never locked.
-UNLISTED_FILES = (MANIFEST_FILE, "adapter_provenance.json", CARD_FILE)
+UNLISTED_FILES = (MANIFEST_FILE, "adapter_provenance.json", CARD_FILE, TRAINING_LOG_FILE)
 
 _EMPTY: Mapping[str, Frozen] = MappingProxyType({})
 WORD_PATTERN = r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}"

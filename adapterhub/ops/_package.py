@@ -1,0 +1,119 @@
+"""From a trained adapter in a folder to a package: manifest, provenance and card beside it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+
+from adapterhub import __version__
+from adapterhub.files import write_atomic
+from adapterhub.ops._build_plan import BuildPlan
+from adapterhub.ops._card import model_card
+from adapterhub.package import hash_payload, hyperparameters_of, payload_names, read_config, write_manifest
+from adapterhub.spec._decode import Frozen, freeze
+from adapterhub.spec.manifest import CARD_FILE, Manifest, Origin
+from adapterhub.spec.provenance import PROVENANCE_FILE, Dependency, Provenance
+
+TOOLS = ("peft", "torch", "transformers")
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What came of a training. loss: the mean of the last epoch's steps. metrics: of held-out rows, by name."""
+
+    started: datetime
+    finished: datetime
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+    metrics: Mapping[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Real tokens a second while training."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def write_package(folder: Path, plan: BuildPlan, trained: Trained) -> Manifest:
+    """Complete a folder that holds an adapter's config and weights; return its manifest.
+
+    Raises:
+        LocalIOError: the disk said no.
+    """
+    recipe = plan.recipe
+    manifest = Manifest(
+        name=recipe.name,
+        version=recipe.version,
+        summary=recipe.summary,
+        license=recipe.license,
+        keywords=recipe.keywords,
+        domains=recipe.domains,
+        languages=recipe.languages,
+        base_model=plan.base.ref,
+        method=recipe.method,
+        task=recipe.task,
+        hyperparameters=hyperparameters_of(read_config(folder)),
+        files=hash_payload(folder, payload_names(folder)),
+        built_from=Origin(
+            recipe=recipe.digest,
+            data=plan.data,
+            seed=recipe.training.seed,
+            tools=MappingProxyType({"adapterhub": __version__, **{name: version(name) for name in TOOLS}}),
+        ),
+        metrics=MappingProxyType(
+            {**trained.metrics, "train_loss": round(trained.loss, 6), "train_steps": float(trained.steps)}
+        ),
+        extra=recipe.extra,
+    )
+    # What we write has to be what we read: the format's own rules are held against it before it counts.
+    manifest = Manifest.from_data(manifest.to_data())
+    write_manifest(folder, manifest)
+    write_atomic(folder / PROVENANCE_FILE, _provenance(manifest, plan, trained).canonical_bytes())
+    write_atomic(folder / CARD_FILE, model_card(manifest, _mapping(recipe.to_data()["training"])).encode())
+    return manifest
+
+
+def _provenance(manifest: Manifest, plan: BuildPlan, trained: Trained) -> Provenance:
+    weights = plan.base.ref.fingerprints.weights
+    dependencies = [Dependency(name="recipe", digest=plan.recipe.digest)]
+    dependencies += [Dependency(name=source.name, digest=source.digest) for source in plan.data]
+    if weights is not None:
+        dependencies.append(Dependency(name=f"base model {plan.base.ref.id}", digest=weights))
+    return Provenance(
+        name=f"{manifest.name} {manifest.version}",
+        manifest=manifest.digest,
+        builder_version=__version__,
+        started=trained.started.strftime(_TIME),
+        finished=trained.finished.strftime(_TIME),
+        parameters=_mapping(plan.recipe.to_data()),
+        environment=MappingProxyType(
+            {
+                "platform": platform.platform(),
+                "python": platform.python_version(),
+                "device": plan.device,
+                "dtype": plan.dtype,
+                "threads": plan.threads,
+            }
+        ),
+        measures=MappingProxyType(
+            {
+                "training_seconds": round(trained.seconds, 3),
+                "training_tokens": trained.tokens,
+                "tokens_per_second": round(trained.tokens_per_second, 1),
+            }
+        ),
+        dependencies=tuple(dependencies),
+    )
+
+
+def _mapping(data: object) -> Mapping[str, Frozen]:
+    frozen = freeze(data)
+    assert isinstance(frozen, Mapping)
+    return frozen

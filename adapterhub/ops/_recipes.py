@@ -1,0 +1,86 @@
+"""A recipe as it will be built: read, overridden from the command line, refused where it asks for what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from adapterhub.catalog.families import default_targets
+from adapterhub.catalog.methods import check_hyperparameters, method_named, require_buildable
+from adapterhub.catalog.tasks import TASKS, task_named
+from adapterhub.documents import parse_yaml, read_yaml
+from adapterhub.errors import InvalidFileError, UsageError
+from adapterhub.spec._decode import Frozen, kind_of
+from adapterhub.spec.recipe import Recipe
+
+
+def read_recipe_with(path: Path, overrides: Sequence[str]) -> Recipe:
+    """Read a recipe, with `field.below=value` overrides applied; values are read as YAML scalars and lists.
+
+    Raises:
+        InvalidFileError: every fault of the recipe as overridden. UsageError: an override has no such form.
+    """
+    data = read_yaml(path)
+    if isinstance(data, dict):
+        for text in overrides:
+            _override(data, text)
+    return Recipe.from_data(data, where=str(path))
+
+
+def _override(data: dict[str, object], text: str) -> None:
+    key, mark, raw = text.partition("=")
+    parts = key.strip().split(".")
+    if not mark or not all(parts):
+        raise UsageError(f"--set {text!r} is not of the form FIELD=VALUE", hint="--set training.max_steps=5")
+    try:
+        value = parse_yaml(raw.encode(), where=f"--set {key}") if raw.strip() else None
+    except InvalidFileError as error:
+        raise UsageError(error.message, where=error.where) from error
+    for part in parts[:-1]:
+        inner = data.get(part)
+        if inner is None:
+            inner = data[part] = {}
+        if not isinstance(inner, dict):
+            raise UsageError(f"{part} is {kind_of(inner)}, not a mapping", where=f"--set {key}")
+        data = inner
+    data[parts[-1]] = value
+
+
+def refuse_unsupported(recipe: Recipe, where: str) -> None:
+    """Refuse what the format can say and this adapterhub cannot build yet.
+
+    Raises:
+        UsageError: it names the field, and what can be built.
+    """
+    try:
+        require_buildable(method_named(recipe.method))
+    except UsageError as error:
+        raise UsageError(error.message, where=f"{where}: method", hint=error.hint) from error
+    try:
+        task = task_named(recipe.task)
+    except UsageError as error:
+        raise UsageError(error.message, where=f"{where}: task", hint=error.hint) from error
+    if not task.buildable:
+        known = ", ".join(row.name for row in TASKS.values() if row.buildable)
+        raise UsageError(f"{task.name} cannot be built yet", where=f"{where}: task", hint=f"buildable: {known}")
+    if recipe.quantization is not None:
+        raise UsageError(
+            "training on a quantized base is not supported yet",
+            where=f"{where}: quantization",
+            hint="remove it to train on the 16- or 32-bit base",
+        )
+
+
+def fill_hyperparameters(recipe: Recipe, *, model_type: str | None, where: str) -> Mapping[str, Frozen]:
+    """Return the method's hyperparameters with every default, target modules by the base's family.
+
+    Raises:
+        InvalidFileError: every fault.
+    """
+    filled = dict(
+        check_hyperparameters(method_named(recipe.method), recipe.hyperparameters, where=f"{where}: hyperparameters")
+    )
+    if filled["target_modules"] is None:
+        filled["target_modules"] = default_targets(model_type)
+    return MappingProxyType(filled)

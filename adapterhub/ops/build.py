@@ -1,0 +1,324 @@
+"""`adapt build`: from a recipe to a package, trained, measured on held-out rows, and validated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.bases import BaseRecord, BaseStore
+from adapterhub.engine.rows import Row, read_row_files, shared_rows, split_rows
+from adapterhub.errors import LocalIOError, UnsatisfiedError
+from adapterhub.files import new_folder
+from adapterhub.ops._build_plan import BuildPlan, RowCounts
+from adapterhub.ops._estimate import BaseShape, read_base_shape, trainable_parameters, training_memory
+from adapterhub.ops._package import Trained, write_package
+from adapterhub.ops._recipes import fill_hyperparameters, read_recipe_with, refuse_unsupported
+from adapterhub.progress import SILENT, Progress
+from adapterhub.settings import Settings, read_settings
+from adapterhub.spec.manifest import TRAINING_LOG_FILE, DataSource, Manifest
+from adapterhub.spec.plans import Step
+from adapterhub.spec.recipe import Recipe
+from adapterhub.spec.report import Report
+
+if TYPE_CHECKING:
+    from adapterhub.engine.data import Examples
+
+OUTPUT_FOLDER = "dist"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """A package as built: its folder, its manifest, what validation found, and how fast it was trained."""
+
+    path: Path
+    manifest: Manifest
+    report: Report
+    steps: int
+    seconds: float
+    tokens_per_second: float
+    warnings: tuple[str, ...] = ()
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Return what a person wants to know first."""
+        metrics = self.manifest.metrics
+        found = [
+            ("package", f"{self.manifest.name} {self.manifest.version}"),
+            ("folder", str(self.path)),
+            ("training", f"{self.steps} steps at {self.tokens_per_second:.0f} tokens/s, {self.seconds:.0f} s in all"),
+        ]
+        if "eval_loss" in metrics:
+            found += [
+                ("held-out loss", f"{metrics['eval_loss_base']:.4f} bare, {metrics['eval_loss']:.4f} with the adapter"),
+                (
+                    "lowered by",
+                    f"{metrics['eval_loss_reduction']:.1%} (95 % interval "
+                    f"{metrics['eval_loss_reduction_low']:.1%} to {metrics['eval_loss_reduction_high']:.1%})",
+                ),
+            ]
+        return tuple(found)
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {
+            "path": str(self.path),
+            "name": self.manifest.name,
+            "version": str(self.manifest.version),
+            "digest": str(self.manifest.digest),
+            "metrics": dict(sorted(self.manifest.metrics.items())),
+            "steps": self.steps,
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "warnings": list(self.warnings),
+            "report": self.report.to_data(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A plan with the tokens it counted."""
+
+    plan: BuildPlan
+    train: Examples
+    held_out: Examples
+    device: Any
+    dtype: Any
+
+
+def plan_build(
+    recipe: Path,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    settings: Settings | None = None,
+) -> BuildPlan:
+    """Read a recipe, its rows and the base's headers, and say what a build would do; writes nothing.
+
+    overrides: `field.below=value`, as --set takes them. out: the package's folder, `dist/NAME-VERSION` by default.
+
+    Raises:
+        InvalidFileError: the recipe or rows have faults, all of them named.
+        UsageError: it asks for what cannot be built.
+        UnsatisfiedError: the base model is not here. IncompatibleError: a target module is not in it.
+        BuildError: nothing would be learned.
+    """
+    return _prepare(recipe, out, overrides, device, settings or read_settings()).plan
+
+
+def build(
+    recipe: Path,
+    *,
+    out: Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str | None = None,
+    settings: Settings | None = None,
+    progress: Progress = SILENT,
+) -> BuildResult:
+    """Build a package: train, measure, write, validate. The folder appears whole or not at all.
+
+    Raises:
+        As plan_build; BuildError: the loss is not finite, or memory ran out. LocalIOError: the folder is taken.
+    """
+    from adapterhub.ops.validate import check_package
+
+    settings = settings or read_settings()
+    started, clock = datetime.now(UTC), time.monotonic()
+    prepared = _prepare(recipe, out, overrides, device, settings)
+    plan = prepared.plan
+    for warning in plan.warnings:
+        progress.note(f"warning: {warning}")
+    with new_folder(plan.out) as folder:
+        trained = _train(prepared, folder, started, progress)
+        manifest = write_package(folder, plan, trained)
+    report = check_package(plan.out, base=plan.base, settings=settings, subject=str(plan.out))
+    return BuildResult(
+        path=plan.out,
+        manifest=manifest,
+        report=report,
+        steps=trained.steps,
+        seconds=time.monotonic() - clock,
+        tokens_per_second=trained.tokens_per_second,
+        warnings=(*plan.warnings, *_doubts(manifest)),
+    )
+
+
+def _prepare(
+    path: Path, out: Path | None, overrides: Sequence[str], device: str | None, settings: Settings
+) -> _Prepared:
+    recipe = read_recipe_with(path, overrides)
+    where = str(path)
+    refuse_unsupported(recipe, where)
+    out = out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"
+    _require_free(out)
+    base = _find_base(recipe, settings, where)
+    hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
+    shape = read_base_shape(base.path, base.ref.model_type)
+    trainable = trainable_parameters(shape, hyperparameters, where=f"{where}: hyperparameters")
+    train, held_out, data = _read_rows(path.parent, recipe)
+
+    # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
+    from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
+    from adapterhub.engine.data import encode_rows
+    from adapterhub.engine.train import count_steps
+
+    chosen = choose_device(device)
+    dtype = choose_dtype(recipe.training.dtype, chosen)
+    tokenizer = load_tokenizer(base)
+    length = min(recipe.data.max_length, shape.context or recipe.data.max_length)
+    trained = encode_rows(train, tokenizer, recipe.data, max_length=length)
+    measured = encode_rows(held_out, tokenizer, recipe.data, max_length=length)
+    train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
+    dtype_name = str(dtype).removeprefix("torch.")
+    plan = BuildPlan(
+        verb="build",
+        steps=(
+            Step(action="read", subject=base.ref.id, detail="the base model", size=base.size),
+            Step(action="train", subject=f"{count_steps(train_counts.rows, recipe.training)} steps"),
+            Step(action="write", subject=str(out), detail="the package"),
+        ),
+        warnings=(*_row_warnings(train, held_out), *_cut_warnings(train_counts, held_out_counts, length)),
+        recipe=recipe,
+        base=base,
+        out=out,
+        hyperparameters=hyperparameters,
+        data=data,
+        train=train_counts,
+        held_out=held_out_counts,
+        device=str(chosen),
+        dtype=dtype_name,
+        threads=set_threads(settings.threads),
+        training_steps=count_steps(train_counts.rows, recipe.training),
+        trainable=trainable,
+        memory=_memory(shape, recipe, dtype_name, trainable or 0, trained),
+    )
+    return _Prepared(plan=plan, train=trained, held_out=measured, device=chosen, dtype=dtype)
+
+
+def _memory(shape: BaseShape, recipe: Recipe, dtype: str, trainable: int, examples: Examples) -> int:
+    """Estimate the memory of the largest batch there can be: the longest rows together."""
+    size = recipe.training.per_device_train_batch_size
+    longest = sorted(examples.items, key=lambda example: len(example.input_ids))[-size:]
+    return training_memory(
+        shape,
+        dtype=dtype,
+        trainable=trainable,
+        batch_tokens=len(longest) * len(longest[-1].input_ids),
+        labelled=sum(example.trained for example in longest),
+        gradient_checkpointing=recipe.training.gradient_checkpointing,
+    )
+
+
+def _require_free(out: Path) -> None:
+    """Refuse a taken folder before the work rather than after it; new_folder asks again."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LocalIOError(
+            "already exists and is not empty", where=str(out), hint="choose another folder with --out, or remove it"
+        )
+
+
+def _find_base(recipe: Recipe, settings: Settings, where: str) -> BaseRecord:
+    record = BaseStore(settings).get(recipe.base_model)
+    if recipe.base_revision is not None and recipe.base_revision != record.ref.revision:
+        raise UnsatisfiedError(
+            f"the recipe wants revision {recipe.base_revision} of {recipe.base_model}, "
+            f"here is {record.ref.revision or 'one that names no revision'}",
+            where=f"{where}: base_model",
+            hint=f"add that revision, or write base_model: {recipe.base_model}",
+        )
+    return record
+
+
+def _read_rows(folder: Path, recipe: Recipe) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[DataSource, ...]]:
+    """Return the rows to train on, those held out, and the files they came from."""
+    train_file, eval_file = read_row_files(folder, recipe.data)
+    if eval_file is None:
+        train, held_out = split_rows(train_file.rows, recipe.data.eval_split, recipe.training.seed)
+    else:
+        train, held_out = train_file.rows, eval_file.rows
+    if recipe.evaluation.max_rows is not None:
+        held_out = held_out[: recipe.evaluation.max_rows]
+    files = [train_file, *([eval_file] if eval_file else [])]
+    return train, held_out, tuple(DataSource(name=f.name, digest=f.digest, rows=len(f.rows)) for f in files)
+
+
+def _row_warnings(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
+    if not held_out:
+        return ["no row is held out, so nothing will say whether the adapter helps (data.eval, data.eval_split)"]
+    shared = shared_rows(train, held_out)
+    if shared:
+        return [f"{len(shared)} held-out rows are trained on as well, {shared[0]} first: the measure will flatter"]
+    return []
+
+
+def _cut_warnings(train: RowCounts, held_out: RowCounts, length: int) -> list[str]:
+    warnings = []
+    for name, counts in (("training", train), ("held-out", held_out)):
+        if counts.truncated:
+            lost = f"; {counts.dropped} of them had nothing left to learn and are left out" if counts.dropped else ""
+            warnings.append(f"{counts.truncated} {name} rows are cut at {length} tokens{lost}")
+    return warnings
+
+
+def _train(prepared: _Prepared, folder: Path, started: datetime, progress: Progress) -> Trained:
+    """Load the base, train the adapter, and measure both; the adapter's files and the log are written to `folder`."""
+    from adapterhub.engine import adapters, evaluate
+    from adapterhub.engine.base import load_base
+    from adapterhub.engine.data import pad_id
+    from adapterhub.engine.train import train
+
+    plan, recipe = prepared.plan, prepared.plan.recipe
+    with progress.task(f"loading {plan.base.ref.id}", total=None):
+        base = load_base(plan.base, device=prepared.device, dtype=prepared.dtype)
+    filler = pad_id(base.tokenizer)
+    model = adapters.attach(base, plan.hyperparameters, task=recipe.task, seed=recipe.training.seed)
+
+    def measure(label: str) -> evaluate.RowLosses:
+        return evaluate.row_losses(
+            model,
+            prepared.held_out.items,
+            batch_size=recipe.evaluation.per_device_eval_batch_size,
+            pad_id=filler,
+            device=base.device,
+            dtype=base.dtype,
+            label=label,
+            progress=progress,
+        )
+
+    before = None
+    if prepared.held_out.items:
+        with model.disable_adapter():
+            before = measure("held-out rows, bare base")
+    log = folder / TRAINING_LOG_FILE
+    result = train(model, base, prepared.train.items, recipe.training, pad_id=filler, log=log, progress=progress)
+    comparison = None
+    if before is not None:
+        after = measure("held-out rows, with the adapter")
+        comparison = evaluate.compare(
+            before, after, samples=recipe.evaluation.bootstrap_samples, seed=recipe.training.seed
+        )
+    adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision)
+    return Trained(
+        started=started,
+        finished=datetime.now(UTC),
+        steps=result.steps,
+        loss=result.loss,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        metrics=MappingProxyType(comparison.metrics() if comparison else {}),
+    )
+
+
+def _doubts(manifest: Manifest) -> tuple[str, ...]:
+    """Return what the measures say that a person should not miss."""
+    low = manifest.metrics.get("eval_loss_reduction_low")
+    if low is None or low > 0:
+        return ()
+    return (
+        f"the adapter may not help: it changes the held-out loss by {-manifest.metrics['eval_loss_reduction']:+.1%}, "
+        f"and the 95 % interval of the reduction begins at {low:.1%}",
+    )
