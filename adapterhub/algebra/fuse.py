@@ -158,7 +158,7 @@ def fuse(plan: FusePlan, folder: Path, *, progress: Progress = SILENT) -> FuseRe
     space = Workspace(max(CHUNK_ELEMENTS, widest))
     with progress.task("merging", total=plan.size, unit="B") as task:
         run = _Run(plan=plan, folder=folder, space=space, reports=[], total=Sums(), advance=task.advance)
-        run.check_copies()
+        check_copies(plan, space)
         for file in plan.files:
             run.write_file(file)
     if plan.checkpoint.index_name is not None:
@@ -289,21 +289,30 @@ class _Run:
         columns = tensor.shape[1]
         return self.space.read(source, tensor, rows.start * columns, (rows.stop - rows.start) * columns)
 
-    def check_copies(self) -> None:
-        """Refuse a package whose own copy of an embedding is not the base's, to the precision it was saved in."""
-        for whole, source in self.plan.binding.copies:
-            with open_regular(self.plan.checkpoint.directory / source.file) as ours, open_regular(whole.file) as theirs:
-                for first in range(0, source.elements, self.space.elements):
-                    count = min(self.space.elements, source.elements - first)
-                    base = self.space.read(ours, source, first, count)
-                    _, expected = self.space.rounded(base, whole.tensor.dtype, whole.name)
-                    # The copy's bytes pass through the buffer that `rounded` packed into, not the one it answered from.
-                    if not (self.space.read_other(theirs, whole.tensor, first, count) == expected).all():
-                        raise IncompatibleError(
-                            "carries its own embedding, and it is not this base's: its vocabulary was changed",
-                            where=f"{whole.label}: {whole.name}",
-                            hint="merge it alone, with the tool it was made with",
-                        )
+
+def check_copies(plan: FusePlan, space: Workspace | None = None) -> None:
+    """Refuse a package whose own copy of an embedding is not the base's, to the precision it was saved in.
+
+    Raises:
+        IncompatibleError: it is another.
+    """
+    if not plan.binding.copies:
+        return
+    from adapterhub.algebra.rows import CHUNK_ELEMENTS, Workspace
+
+    space = space or Workspace(CHUNK_ELEMENTS)
+    for whole, source in plan.binding.copies:
+        with open_regular(plan.checkpoint.directory / source.file) as ours, open_regular(whole.file) as theirs:
+            for first in range(0, source.elements, space.elements):
+                count = min(space.elements, source.elements - first)
+                _, expected = space.rounded(space.read(ours, source, first, count), whole.tensor.dtype, whole.name)
+                # The copy's bytes pass through the buffer that `rounded` packed into, not the one it answered from.
+                if not (space.read_other(theirs, whole.tensor, first, count) == expected).all():
+                    raise IncompatibleError(
+                        "carries its own embedding, and it is not this base's: its vocabulary was changed",
+                        where=f"{whole.label}: {whole.name}",
+                        hint="merge it alone, with the tool it was made with",
+                    )
 
 
 def _runs(writes: tuple[Write, ...]) -> Iterator[tuple[int, int]]:

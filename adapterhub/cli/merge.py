@@ -1,0 +1,53 @@
+"""`adapt merge`: a stack made permanent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from adapterhub.cli import console, options
+from adapterhub.cli.progress import open_progress
+from adapterhub.ops import merge
+from adapterhub.settings import read_settings
+
+
+@click.command("merge")
+@options.stack_option
+@options.base_option
+@click.option("--out", required=True, type=options.FOLDER, help="The folder to make; it must not exist, or be empty.")
+@click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. Default: each tensor as the base has it.")
+@click.option("--as-adapter", is_flag=True, help="Write the stack as one LoRA adapter instead of merged weights.")
+@options.dry_run_option
+@options.json_option
+def command(
+    stack: str | None,
+    base: str | None,
+    out: Path,
+    dtype: str | None,
+    as_adapter: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Merge a stack into its base model, as a checkpoint that plain transformers loads.
+
+    Without --stack: the project's `default` stack, else its only adapter.
+    """
+    plan = merge.plan_merge(out, stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=read_settings())
+    if dry_run:
+        console.print_plan(plan, as_json=as_json)
+        return
+    if plan.load.chosen is not None:
+        console.say(f"using {plan.load.chosen}")
+    for warning in plan.warnings:
+        console.warn(warning)
+    with open_progress() as progress:
+        result = merge.merge(plan, progress=progress)
+    for warning in result.warnings:
+        console.warn(warning)
+    if as_json:
+        console.print_json(result.to_data())
+        return
+    console.say(f"wrote {out} ({console.human_size(plan.size)}, {plan.output_dtype})")
+    if result.report is not None:
+        console.say(f"{result.report.kept:.1%} of the adapters' change is in the rounded weights")

@@ -1,0 +1,260 @@
+"""A stack made permanent: a full checkpoint that plain transformers loads, or one adapter for plain PEFT."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from packaging.version import Version
+
+from adapterhub.environment import find_environment
+from adapterhub.errors import LocalIOError, UsageError
+from adapterhub.files import new_folder
+from adapterhub.fingerprints import read_config
+from adapterhub.ops import _merged
+from adapterhub.ops.load import LoadPlan, layer_data, layer_label, parse_stack, plan_load
+from adapterhub.package import derive_manifest, name_of_folder, write_manifest
+from adapterhub.progress import SILENT, Progress
+from adapterhub.settings import Settings, read_settings
+from adapterhub.spec.plans import Plan, Step
+
+if TYPE_CHECKING:
+    from adapterhub.algebra.delta import StackDelta
+    from adapterhub.algebra.fuse import FusePlan, FuseReport
+
+# A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
+FIRST_VERSION = Version("0.1.0")
+# The products are thin, so memory bounds them: more threads win little, and lose much on a busy machine.
+BLAS_THREADS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergePlan(Plan):
+    """What will be written where. fuse: the output's tensors, made from headers alone. as_adapter: factors only."""
+
+    load: LoadPlan
+    out: Path
+    delta: StackDelta
+    fuse: FusePlan
+    dtype: str | None = None
+    as_adapter: bool = False
+    size: int = 0
+
+    @property
+    def output_dtype(self) -> str:
+        """The dtype of what is written, in torch's word."""
+        return "float32" if self.as_adapter else self.dtype or self.load.base.dtype
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Return base, stack, combination, dtype and how many tensors change."""
+        ranks = sorted({module.rank for module in self.delta.modules.values()})
+        rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "none"
+        return (
+            ("base", f"{self.load.base.ref.id} ({self.load.base.path})"),
+            ("stack", ", ".join(map(layer_label, self.load.stack.layers))),
+            ("combination", self.load.stack.combination),
+            ("changes", f"{len(self.fuse.binding.edits)} tensors, rank {rank}"),
+            ("dtype", self.output_dtype),
+            ("output", f"{self.out} ({'one adapter' if self.as_adapter else 'a full checkpoint'})"),
+        )
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        # super() without arguments does not work in a dataclass with slots.
+        return Plan.to_data(self) | {
+            "base": self.load.base.ref.id,
+            "stack": [layer_data(layer) for layer in self.load.stack.layers],
+            "combination": self.load.stack.combination,
+            "out": str(self.out),
+            "as_adapter": self.as_adapter,
+            "dtype": self.output_dtype,
+            "bytes": self.size,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeResult:
+    """What was written. report: how much of every module's change survived the rounding; None for an adapter."""
+
+    path: Path
+    plan: MergePlan
+    report: FuseReport | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should weigh before using the result."""
+        if self.report is None or not self.report.low:
+            return ()
+        worst = min(self.report.low, key=lambda module: module.kept)
+        return (
+            f"{len(self.report.low)} of {len(self.report.modules)} modules lost much of their change by rounding to "
+            f"{self.plan.output_dtype} ({worst.module} kept {worst.kept:.0%}); --dtype float32 keeps all of it",
+        )
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {
+            "path": str(self.path),
+            "base": self.plan.load.base.ref.id,
+            "stack": [layer_data(layer) for layer in self.plan.load.stack.layers],
+            "combination": self.plan.load.stack.combination,
+            "as_adapter": self.plan.as_adapter,
+            "dtype": self.plan.output_dtype,
+            "bytes": self.plan.size,
+            "warnings": [*self.plan.warnings, *self.warnings],
+            "report": self.report.to_data() if self.report else None,
+        }
+
+
+def plan_merge(
+    out: Path,
+    *,
+    stack: str | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
+    as_adapter: bool = False,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+) -> MergePlan:
+    """Find the stack and its base, check that every changed module is there, and lay out what will be written.
+
+    Without a stack: the project's `default` stack, else its only adapter.
+
+    Args:
+        out: the folder to make.
+        stack, base, settings, cwd: as `ops.load.plan_load`.
+        dtype: `float32`, `bfloat16` or `float16`; None keeps the base's.
+        as_adapter: write the stack as one LoRA in normal form rather than merged weights.
+
+    Raises:
+        UsageError: no stack is named and none is the obvious one; a dtype that is none. LocalIOError: `out` holds
+        something, or the disk is too small. IncompatibleError: the stack does not fit the base, or is no sum of
+        low-rank changes. What `plan_load` raises.
+    """
+    from adapterhub.algebra.combine import combine
+    from adapterhub.algebra.fuse import plan_fuse
+
+    settings = settings if settings is not None else read_settings()
+    if as_adapter and dtype is not None:
+        raise UsageError("--dtype is for merged weights: an adapter's factors are float32", where=f"--dtype {dtype}")
+    _require_stack(stack, settings, cwd)
+    _require_free(out)
+    load = plan_load(stack, base=base, settings=settings, cwd=cwd)
+    delta = combine([(layer.package, layer.weight) for layer in load.stack.layers], load.stack.combination)
+    fuse = plan_fuse(load.base.path, delta, read_config(load.base.path), dtype=dtype)
+    size = _adapter_size(delta) if as_adapter else fuse.size
+    _require_space(out, size)
+    read = Step(action="read", subject=load.base.ref.id, detail=load.base.dtype, size=load.base.size)
+    adds = tuple(
+        Step(action="add", subject=layer_label(layer), detail=f"weight {layer.weight:g}") for layer in load.stack.layers
+    )
+    return MergePlan(
+        verb="merge",
+        steps=(*(() if as_adapter else (read,)), *adds, Step(action="write", subject=str(out), size=size)),
+        warnings=load.warnings,
+        load=load,
+        out=out,
+        delta=delta,
+        fuse=fuse,
+        dtype=dtype,
+        as_adapter=as_adapter,
+        size=size,
+    )
+
+
+def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
+    """Write what was planned; the output folder appears when it is whole, or not at all.
+
+    Raises:
+        IncompatibleError: an adapter or a merged weight is not finite, or does not fit float16.
+        IntegrityError: a file changed since it was planned. LocalIOError: the disk said no.
+    """
+    if "numpy" not in sys.modules:  # read once, when numpy is loaded
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(plan.load.threads or BLAS_THREADS))
+    with new_folder(plan.out) as folder:
+        report = None
+        if plan.as_adapter:
+            _write_adapter(plan, folder, progress)
+        else:
+            report = _write_model(plan, folder, progress)
+        load = plan.load
+        _merged.write_card(
+            folder,
+            name_of_folder(plan.out),
+            load.base.ref,
+            load.stack.layers,
+            load.stack.combination,
+            report=report,
+            dtype=plan.output_dtype,
+        )
+    return MergeResult(path=plan.out, plan=plan, report=report)
+
+
+def _write_model(plan: MergePlan, folder: Path, progress: Progress) -> FuseReport:
+    from adapterhub.algebra.fuse import fuse
+
+    base = plan.load.base.path
+    report = fuse(plan.fuse, folder, progress=progress)
+    _merged.write_config(read_config(base), folder, untied=report.untied, dtype=plan.dtype)
+    _merged.copy_side_files(base, folder, tokenizer=plan.load.tokenizer)
+    return report
+
+
+def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> None:
+    from adapterhub.algebra.fuse import check_copies
+    from adapterhub.algebra.normal_form import write_normal_form
+
+    base, layers = plan.load.base.ref, plan.load.stack.layers
+    check_copies(plan.fuse)
+    write_normal_form(plan.delta, folder, base_model=base.id, progress=progress)
+    if plan.load.tokenizer is not None:
+        _merged.copy_tokenizer(plan.load.tokenizer, folder)
+    manifests = [layer.package.manifest for layer in layers]
+    licenses = {manifest.license for manifest in manifests}
+    manifest = replace(
+        derive_manifest(folder, base=base),
+        name=name_of_folder(plan.out),
+        version=FIRST_VERSION,
+        summary=f"The stack {', '.join(map(layer_label, layers))} as one adapter"[:500],
+        license=licenses.pop() if len(licenses) == 1 else None,
+        domains=tuple(sorted({word for manifest in manifests for word in manifest.domains})),
+        languages=tuple(sorted({word for manifest in manifests for word in manifest.languages})),
+    )
+    write_manifest(folder, manifest)
+
+
+def _require_stack(stack: str | None, settings: Settings, cwd: Path | None) -> None:
+    environment = find_environment(cwd, settings)
+    if environment.resolve_stack(parse_stack(stack), cwd=cwd).layers:
+        return
+    words = ", ".join(environment.words())
+    raise UsageError(
+        "nothing says which adapters to merge: there is no stack `default`, and not exactly one adapter",
+        where=str(environment.folder),
+        hint=f"--stack with one or more of: {words}" if words else "install an adapter first: adapt install org/name",
+    )
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LocalIOError(
+            "already exists and is not empty", where=str(out), hint="choose another folder, or remove it"
+        )
+
+
+def _require_space(out: Path, size: int) -> None:
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise LocalIOError(
+            f"the disk has {free:,} bytes free, {size:,} are needed", where=str(folder), hint="free some space"
+        )
+
+
+def _adapter_size(delta: StackDelta) -> int:
+    factors = sum(4 * module.rank * sum(module.shape) for module in delta.modules.values())
+    return factors + sum(whole.tensor.nbytes for whole in delta.whole.values() if not whole.copy)
