@@ -8,6 +8,7 @@ A record counts once its file is there, and it is written last.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from adapterhub.weights.fingerprints import TIED_NAMES, is_buffer
 RECORD_VERSION = "1.0"
 Source = Literal["folder", "hub-cache", "gguf", "wheel"]
 SOURCES: tuple[Source, ...] = ("folder", "hub-cache", "gguf", "wheel")
+# Temporary names beside a model's folder: of files.temporary_sibling, and of the GGUF conversion.
+_LEFTOVER = r"\.{}\.(?:[0-9]+-[0-9a-f]{{8}}\.tmp|[0-9a-f]{{12}}\.partial)"
 _TORCH_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -278,6 +281,9 @@ class BaseStore:
             before = self.find(id)
             if before is None or before.path != target:
                 shutil.rmtree(target, ignore_errors=True)
+            for path in target.parent.glob(".*"):
+                if re.fullmatch(_LEFTOVER.format(re.escape(target.name)), path.name):
+                    shutil.rmtree(path, ignore_errors=True)
             try:
                 yield target
             finally:

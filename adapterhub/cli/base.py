@@ -49,14 +49,18 @@ def add(name: str, source: str, derived_from: str | None, dtype: str | None, dry
         return
     for warning in added.warnings:
         console.warn(warning)
-    for note in added.record.notes:
-        console.say(f"note: {note}")
-    words = {"added": "added", "unchanged": "is here already:", "moved": "is now taken from its new place:"}
     record = added.record
+    if added.status in ("added", "restored"):
+        for note in record.notes:
+            console.say(f"note: {note}")
     parts = [record.ref.architecture or "", f"{console.human_count(record.parameters)} parameters", record.dtype]
-    about = ", ".join(part for part in parts if part)
-    said = f"{words[added.status]} {name}" if added.status == "added" else f"{name} {words[added.status]}"
-    console.say(f"{said} ({about})" if added.status == "added" else f"{said} {record.path} ({about})")
+    told = {
+        "added": f"added {name}",
+        "unchanged": f"{name} is here already",
+        "moved": f"{name} is now taken from {record.path}",
+        "restored": f"{name} was damaged and is whole again",
+    }
+    console.say(f"{told[added.status]} ({', '.join(part for part in parts if part)})")
 
 
 @command.command("list")

