@@ -12,14 +12,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from adapterhub.package import hyperparameters_of
 from adapterhub.spec._decode import freeze
 from adapterhub.spec.base_model import BaseFingerprints, BaseModelRef
-from adapterhub.spec.digest import Digest, FileEntry, digest_file
+from adapterhub.spec.digest import FileEntry, digest_file
 from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 
 if TYPE_CHECKING:
@@ -176,17 +176,19 @@ def tiny_lora(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_FILE, tensors, dtype=dtype)
     settings = adapter_config(
-        r=r,
-        lora_alpha=lora_alpha,
-        target_modules=sorted(target_modules),
-        use_rslora=use_rslora,
-        use_dora=use_dora,
-        rank_pattern=ranks,
-        alpha_pattern=dict(alpha_pattern or {}),
-        task_type=task_type,
-        base_model_name_or_path=base_id,
-        fan_in_fan_out=model["model_type"] == "gpt2",
-        **(config or {}),
+        **{
+            "r": r,
+            "lora_alpha": lora_alpha,
+            "target_modules": sorted(target_modules),
+            "use_rslora": use_rslora,
+            "use_dora": use_dora,
+            "rank_pattern": ranks,
+            "alpha_pattern": dict(alpha_pattern or {}),
+            "task_type": task_type,
+            "base_model_name_or_path": base_id,
+            "fan_in_fan_out": model["model_type"] == "gpt2",
+        }
+        | dict(config or {})
     )
     write_json(folder / CONFIG_FILE, settings)
     if manifest:
@@ -245,8 +247,8 @@ def write_tiny_manifest(
     folder: Path, base: Path | None, *, base_id: str = "tiny-llama", name: str = "tiny", version: str = "1.0.0"
 ) -> Manifest:
     """Write adapter_manifest.json over what is in the folder now, with the base's fingerprints where one is given."""
-    config = json.loads((folder / CONFIG_FILE).read_text())
-    names = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+    config = freeze(json.loads((folder / CONFIG_FILE).read_text()))
+    assert isinstance(config, Mapping)
     model = json.loads((base / "config.json").read_text()) if base else {}
     value = Manifest(
         name=name,
@@ -257,9 +259,9 @@ def write_tiny_manifest(
             model_type=model.get("model_type"),
             fingerprints=base_fingerprints(base) if base else BaseFingerprints(),
         ),
-        method="dora" if config["use_dora"] else "lora",
-        task=config["task_type"],
-        hyperparameters=freeze({key: config[key] for key in names}),
+        method="dora" if config.get("use_dora") else "lora",
+        task=config.get("task_type"),
+        hyperparameters=hyperparameters_of(config),
         files=tuple(_entry(folder, path) for path in (CONFIG_FILE, WEIGHTS_FILE)),
     )
     (folder / MANIFEST_FILE).write_bytes(value.canonical_bytes())
@@ -268,14 +270,9 @@ def write_tiny_manifest(
 
 def base_fingerprints(base: Path) -> BaseFingerprints:
     """Return the fingerprints of a base model's folder."""
-    from adapterhub.weights import fingerprint, open_checkpoint
+    from adapterhub.fingerprints import fingerprint_base
 
-    found = fingerprint(open_checkpoint(base))
-    return BaseFingerprints(
-        weights=Digest(found.weights),
-        tensors=Digest(found.tensors),
-        files=MappingProxyType({name: Digest(value) for name, value in found.files.items()}),
-    )
+    return fingerprint_base(base)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

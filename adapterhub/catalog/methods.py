@@ -109,6 +109,42 @@ LORA_HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
 )
 
 
+# Every key that peft 0.21.2 writes for LoRA; one that is not here comes from a newer PEFT, or from nobody.
+LORA_CONFIG_KEYS: frozenset[str] = frozenset(
+    {row.name for row in LORA_HYPERPARAMETERS}
+    | {
+        "alora_invocation_tokens",
+        "arrow_config",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "fan_in_fan_out",
+        "inference_mode",
+        "kasa_config",
+        "layer_replication",
+        "loftq_config",
+        "lora_bias",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "monteclora_config",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_parameters",
+        "task_type",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_qalora",
+        "velora_config",
+    }
+)
+
+
 def _row(name: str, title: str, paper: str, group: str, *, foldable: bool = True) -> Method:
     """Make the row of a method that is named, not built; `paper` is an arXiv number, a URL, or '' for PEFT's docs."""
     docs = f"https://huggingface.co/docs/peft/package_reference/{name}"

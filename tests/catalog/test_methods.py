@@ -107,6 +107,7 @@ def test_the_table_knows_every_method_and_name_that_peft_knows():
     assert {item.value for item in PeftType} == known - {None}
     fields = set(LoraConfig.__dataclass_fields__)
     assert {row.name for row in LORA.hyperparameters} <= fields
+    assert fields == methods.LORA_CONFIG_KEYS
     # Every default of ours is one that PEFT takes.
     LoraConfig(**{row.name: _plain(row.default) for row in LORA.hyperparameters})
 

@@ -1,0 +1,26 @@
+"""`adapt validate`."""
+
+from __future__ import annotations
+
+import click
+
+from adapterhub.cli import console, options
+from adapterhub.errors import ExitCode
+from adapterhub.ops import validate
+from adapterhub.settings import read_settings
+
+
+@click.command("validate")
+@click.argument("package", metavar="PACKAGE")
+@options.base_option
+@options.json_option
+def command(package: str, base: str | None, as_json: bool) -> ExitCode:
+    """Check that a package is sound and fits its base model.
+
+    PACKAGE is a folder, or the alias or name of an installed package. Files, manifest and config are checked against
+    each other, and against the base by its headers and fingerprints; no weight is read. What that cannot answer is
+    listed as not checked. The exit code is that of the worst fault.
+    """
+    report = validate.validate(package, base=base, settings=read_settings())
+    console.print_report(report, as_json=as_json)
+    return report.exit_code
