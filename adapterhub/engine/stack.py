@@ -1,0 +1,63 @@
+"""A stack in memory: base model and tokenizer, with the adapters folded into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapterhub.algebra.combine import combine
+from adapterhub.engine.base import LoadedBase, choose_device, choose_dtype, load_base, quiet_libraries, set_threads
+from adapterhub.engine.fold import fold
+from adapterhub.errors import InvalidFileError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adapterhub.bases import BaseRecord
+    from adapterhub.package import Package
+
+
+def load_stack(
+    record: BaseRecord,
+    layers: Sequence[tuple[Package, float]],
+    *,
+    combination: str,
+    tokenizer: Path | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> LoadedBase:
+    """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
+
+    `tokenizer` is the folder of an adapter whose own replaces the base's.
+
+    Raises:
+        IncompatibleError: an adapter does not fit the base, or the adapters not each other. What `load_base`,
+        `choose_device` and `choose_dtype` raise.
+    """
+    # Headers first: what cannot be summed is refused before the base is read.
+    delta = combine(layers, combination) if layers else None
+    set_threads(threads)
+    place = choose_device(device)
+    loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place))
+    if delta is None:
+        return loaded
+    fold(loaded.model, delta)
+    return loaded if tokenizer is None else replace(loaded, tokenizer=_own_tokenizer(tokenizer, loaded.tokenizer))
+
+
+def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that an adapter brings; where it has no chat template, the base's holds."""
+    from transformers import AutoTokenizer
+
+    quiet_libraries()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidFileError(f"its tokenizer cannot be loaded: {line[:300]}", where=str(folder)) from error
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = base.chat_template
+    return tokenizer
