@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("environment",),
     ("engine",),
     ("ops",),
+    ("api",),
     ("cli",),
 )
 
