@@ -73,6 +73,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("pack", "adapterhub.cli.pack:command", "Make", "Write the manifest of a plain PEFT folder."),
     Row("publish", "adapterhub.cli.publish:command", "Make", "Put a package into a registry."),
     Row("install", "adapterhub.cli.install:command", "Use", "Install adapters by name, and lock what was installed."),
+    Row("uninstall", "adapterhub.cli.uninstall:command", "Use", "Take an installed adapter out again."),
     Row("list", "adapterhub.cli.list:command", "Use", "List the installed adapters."),
     Row("show", "adapterhub.cli.show:command", "Use", "Show what a package is."),
     Row("run", "adapterhub.cli.run:command", "Use", "Generate text with a stack of adapters."),

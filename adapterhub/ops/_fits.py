@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from adapterhub.environment import Environment
-from adapterhub.errors import IncompatibleError
 from adapterhub.registry import Description
-from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.lockfile import LockedBase, Lockfile
 from adapterhub.spec.project import PROJECT_FILE
+
+if TYPE_CHECKING:
+    from adapterhub.bases import BaseRecord
+
+WRONG_BASE = "ADP201"
 
 
 @dataclass(slots=True, kw_only=True)
 class BaseCheck:
     """The base model that packages are held against, and what was found on the way.
 
-    asked: its id, None where nothing names one. actual: what the base store knows of it. own: it is the environment's,
-    not one given for this command alone. allow: a mismatch is recorded rather than refused.
+    asked: its id, None where nothing names one. actual: what the base store, or else the lock, knows of it. record: the
+    base store's record. own: it is the environment's, not one given for this command alone. allow: a mismatch is
+    recorded rather than refused.
     """
 
     asked: str | None
     actual: LockedBase | None
+    record: BaseRecord | None = None
     own: bool
     allow: bool
     warnings: list[str] = field(default_factory=list)
@@ -37,52 +43,38 @@ class BaseCheck:
         return lock.base
 
     def mismatch(self, description: Description, *, allowed_before: bool) -> bool:
-        """Compare what a package was trained on with the base; return True for a mismatch that is allowed.
+        """Hold a package against the base by manifest and header; return True for a mismatch that is allowed.
 
         allowed_before: the lock says that the user overrode it when this very package was installed.
 
         Raises:
-            IncompatibleError: it was trained on another base.
+            IncompatibleError: it was trained on another base, or its weights do not fit this one.
         """
         if self.asked is None:
             return False
-        recorded, name = description.manifest.base_model, str(description.ref)
+        name, recorded = str(description.ref), description.manifest.base_model
         if self.actual is None:
-            self._note_unknown(name, recorded)
+            text = f"the base model {self.asked} is not in the base store, so the fit of {name} was not checked"
+            self.warnings.append(text + ("" if self.asked == recorded.id else f"; it was trained on {recorded.id}"))
             return False
-        from adapterhub.fingerprints import Verdict, compare, differing_parts
+        # Only a package that is new to this base pays for the checks' imports.
+        from adapterhub.ops._fit_report import fit_report
+        from adapterhub.ops._refuse import refuse_faults
 
-        actual = self.actual.base
-        verdict = compare(recorded, actual)
-        if verdict is Verdict.DIFFERENT:
-            parts = ", ".join(differing_parts(recorded.fingerprints, actual.fingerprints))
-            message = f"{name} was trained on {recorded.id}, not on {actual.id}" + (
-                f" (other {parts})" if parts else ""
-            )
-            if not (self.allow or allowed_before):
-                raise IncompatibleError(
-                    message,
-                    where=name,
-                    hint=f"install it where {recorded.id} is the base model, or, if you know better: "
-                    f"adapt install {name} --allow-base-mismatch",
-                )
-            self.warnings.append(f"{message}; allowed, and recorded in the lock")
-            return True
-        if verdict is Verdict.UNKNOWN:
-            self.warnings.append(
-                f"{name} does not record which weights of {recorded.id} it was trained on: not checked"
-            )
-        elif verdict is Verdict.REVISION:
-            self.warnings.append(f"{name} was trained on another revision of {recorded.id}")
-        elif verdict is Verdict.SIBLING:
-            self.warnings.append(f"{name} was trained on {recorded.id}, a relative of {actual.id}")
-        return False
-
-    def _note_unknown(self, name: str, recorded: BaseModelRef) -> None:
-        text = f"the base model {self.asked} is not in the base store, so the fit of {name} was not checked"
-        if self.asked != recorded.id:
-            text += f"; it was trained on {recorded.id}"
-        self.warnings.append(text)
+        report = fit_report(description, self.record if self.record is not None else self.actual.base)
+        wrong = [item for item in report.errors if item.code == WRONG_BASE]
+        allowed = bool(wrong) and (self.allow or allowed_before)
+        if allowed:
+            self.warnings.append(f"{name}: {wrong[0].message}; allowed, and recorded in the lock")
+            report = replace(report, findings=tuple(item for item in report.findings if item not in wrong))
+        override = f"; if you know better: adapt install {name} --allow-base-mismatch" if wrong else ""
+        refuse_faults(
+            report,
+            f"does not fit the base model {self.actual.base.id}",
+            hint=f"install it where {recorded.id} is the base model{override}",
+        )
+        self.warnings += [f"{name}: {item.message}" for item in report.warnings]
+        return allowed
 
 
 def base_check(environment: Environment, *, base: str | None, allow: bool) -> BaseCheck:
@@ -106,7 +98,7 @@ def base_check(environment: Environment, *, base: str | None, allow: bool) -> Ba
         return BaseCheck(asked=asked, actual=known if known and known.base.id == asked else None, own=own, allow=allow)
     actual = LockedBase(base=record.ref, source=record.source)
     wanted = project.base_revision if own else None
-    check = BaseCheck(asked=asked, actual=actual, own=own, allow=allow)
+    check = BaseCheck(asked=asked, actual=actual, record=record, own=own, allow=allow)
     if wanted is not None and record.ref.revision is not None and record.ref.revision != wanted:
         check.warnings.append(
             f"{PROJECT_FILE} asks for revision {wanted} of {asked}, the base store has {record.ref.revision}"

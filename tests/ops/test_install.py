@@ -8,74 +8,24 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from adapterhub.bases import BaseStore, read_base
-from adapterhub.environment import Environment, find_environment
+from adapterhub.bases import BaseStore
+from adapterhub.environment import find_environment
 from adapterhub.errors import IncompatibleError, IntegrityError, UnsatisfiedError, UsageError
 from adapterhub.ops._edit import _locked
 from adapterhub.ops._place import MARKER_FILE
-from adapterhub.ops.install import Installed, install, parse_requirement, plan_install
+from adapterhub.ops.install import install, parse_requirement, plan_install
 from adapterhub.package import open_package, require_intact
-from adapterhub.progress import SILENT, SilentProgress
+from adapterhub.progress import SILENT
 from adapterhub.registry.directory import DirectoryRegistry
 from adapterhub.settings import Settings
-from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.refs import PackageName
 from adapterhub.store import Store
 from tests.factory import tiny_llama, tiny_lora
-
-
-@dataclass
-class World:
-    """A project, a registry beside it, and one base model."""
-
-    root: Path
-    settings: Settings
-    base: Path
-
-    @property
-    def project(self) -> Path:
-        return self.root / "project"
-
-    @property
-    def registry(self) -> Path:
-        return self.root / "registry"
-
-    @property
-    def environment(self) -> Environment:
-        return find_environment(self.project, self.settings)
-
-    def yaml(self, text: str = "") -> None:
-        self.project.mkdir(exist_ok=True)
-        content = 'project_version: "1.0"\nregistries: {"*": ../registry}\n' + text
-        (self.project / "adapters.yaml").write_text(content)
-
-    def publish(self, name: str, version: str = "1.0.0", *, seed: int = 0, **more: object) -> Path:
-        folder = self.root / "built" / f"{name.replace('/', '-')}-{version}-{seed}"
-        tiny_lora(folder, self.base, version=version, seed=seed, **more)  # type: ignore[arg-type]
-        registry = DirectoryRegistry(self.registry, location=str(self.registry))
-        registry.publish(open_package(folder), PackageName.parse(name), progress=SILENT)
-        return self.registry / name / version
-
-    def install(self, text: str | None = None, **options: object) -> Installed:
-        requirement = None if text is None else parse_requirement(text)
-        plan = plan_install(requirement, environment=self.environment, cwd=self.project, **options)  # type: ignore[arg-type]
-        return install(plan)
-
-    def actions(self, text: str | None = None, **options: object) -> list[str]:
-        requirement = None if text is None else parse_requirement(text)
-        plan = plan_install(requirement, environment=self.environment, cwd=self.project, **options)  # type: ignore[arg-type]
-        return [step.action for step in plan.steps]
-
-    def adapter(self, alias: str) -> Path:
-        return self.project / ".adapters" / alias
-
-    def add_base(self, folder: Path, name: str = "tiny-llama") -> None:
-        BaseStore(self.settings).add(read_base(folder, BaseModelRef(id=name), "folder"))
+from tests.ops.world import Notes, World, flip_last_byte
 
 
 @pytest.fixture(scope="module")
@@ -93,12 +43,6 @@ def world(tmp_path: Path, settings: Settings, base: Path) -> World:
     made = World(root=tmp_path, settings=settings, base=base)
     made.yaml()
     return made
-
-
-def flip_last_byte(path: Path) -> None:
-    data = path.read_bytes()
-    path.chmod(0o644)
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
 
 
 def test_an_installed_adapter_is_a_peft_folder_named_in_both_files(world: World) -> None:
@@ -328,6 +272,37 @@ def test_a_base_that_is_not_here_is_told_not_guessed(world: World) -> None:
     assert any("not checked" in warning for warning in done.plan.warnings)
 
 
+def test_weights_that_do_not_fit_are_refused_by_their_header(world: World, tmp_path: Path) -> None:
+    wide = tiny_llama(tmp_path / "wide", hidden=64)
+    world.publish("acme/legal")
+    tiny_lora(world.registry / "someone" / "plain", world.base, manifest=False)
+    world.add_base(wide)
+    world.yaml("base_model: tiny-llama\n")
+    with pytest.raises(IncompatibleError) as caught:
+        world.install("someone/plain", allow_base_mismatch=True)
+    assert any("shapes" in detail for detail in caught.value.details)
+    assert not world.settings.store.exists()
+    with pytest.raises(IncompatibleError) as caught:
+        world.install("acme/legal")
+    assert any("trained on" in detail for detail in caught.value.details)
+    assert any("shapes" in detail for detail in caught.value.details)
+
+
+def test_a_lock_s_base_is_enough_to_tell_another(world: World, other_base: Path, tmp_path: Path) -> None:
+    world.publish("acme/legal")
+    world.add_base(world.base)
+    world.yaml("base_model: tiny-llama\n")
+    world.install("acme/legal")
+    BaseStore(world.settings).remove("tiny-llama")
+    assert world.actions() == ["reuse"]
+    assert world.environment.lock.base is not None
+    tiny_lora(tmp_path / "theirs", other_base)
+    registry = DirectoryRegistry(world.registry, location="registry")
+    registry.publish(open_package(tmp_path / "theirs"), PackageName.parse("acme/theirs"), progress=SILENT)
+    with pytest.raises(IncompatibleError):
+        world.install("acme/theirs")
+
+
 def test_a_taken_alias_is_refused(world: World) -> None:
     world.publish("acme/legal")
     world.publish("other/legal-lora", seed=2)
@@ -370,14 +345,6 @@ def test_what_is_not_ours_is_never_overwritten(world: World, kind: str) -> None:
         world.install("acme/legal")
     assert os.path.lexists(place)
     assert not (world.project / "adapters.lock").exists()
-
-
-class Notes(SilentProgress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.mark.parametrize("change", ["edit", "add"])
