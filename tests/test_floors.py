@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,12 +58,18 @@ def source_of(module: str) -> tuple[Path, bool]:
     return (package, True) if package.exists() else (base.with_suffix(".py"), False)
 
 
-def imports_of(text: str, module: str, is_package: bool) -> Iterator[str]:
+def imports_of(text: str, module: str, is_package: bool, *, at_run_time: bool = False) -> Iterator[str]:
     """Yield the dotted name of everything a module's source imports, wherever the statement stands.
 
-    `from a import b` yields `a.b`, since b may be a module. What only type checkers import counts as well.
+    `from a import b` yields `a.b`, since b may be a module. What only type checkers import (`if TYPE_CHECKING:`) counts
+    as well, unless `at_run_time`.
     """
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    if at_run_time:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING":
+                node.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,6 +112,7 @@ def floor_of(module: str) -> int:
     raise AssertionError(f"adapterhub/{part} stands on no floor: give it one in FLOORS")
 
 
+@cache
 def edges() -> dict[str, set[str]]:
     """Return, by module, which of ours it imports; what takes only the version from the package is left out."""
     known = set(modules())
@@ -177,14 +186,16 @@ def test_click_and_rich_stay_in_the_command_line() -> None:
     assert offenders == []
 
 
+@cache
 def third_party() -> list[str]:
-    """Return `module: distribution` for every import that is neither ours nor the standard library's."""
-    import sys
+    """Return `module: distribution` for every import that is neither ours nor the standard library's.
 
+    Annotations may name a foreign type, as the API's do: only what runs counts.
+    """
     found = set()
     for module in modules():
         path, is_package = source_of(module)
-        for imported in imports_of(path.read_text(encoding="utf-8"), module, is_package):
+        for imported in imports_of(path.read_text(encoding="utf-8"), module, is_package, at_run_time=True):
             head = imported.split(".")[0]
             if head != "adapterhub" and head not in sys.stdlib_module_names and head != "__future__":
                 found.add(f"{module}: {head}")
@@ -207,6 +218,12 @@ def third_party() -> list[str]:
 )
 def test_the_reader_sees_every_form_of_import(text: str, expected: list[str]) -> None:
     assert list(imports_of(text, "spec.manifest", False)) == expected
+
+
+def test_what_only_type_checkers_import_can_be_left_out() -> None:
+    text = "if TYPE_CHECKING:\n    import torch\nelse:\n    import numpy\nif typing.TYPE_CHECKING:\n    import peft"
+    assert list(imports_of(text, "ops.x", False, at_run_time=True)) == ["numpy"]
+    assert list(imports_of(text, "ops.x", False)) == ["torch", "numpy", "peft"]
 
 
 def test_a_relative_import_in_a_package_counts_from_the_package() -> None:
