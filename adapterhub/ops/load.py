@@ -1,0 +1,356 @@
+"""A stack over its base model: found, checked, and brought into memory ready for transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.bases import BaseRecord, BaseStore
+from adapterhub.catalog.combinations import combination_named
+from adapterhub.catalog.methods import METHODS
+from adapterhub.environment import ActiveLayer, Environment, ResolvedStack, find_environment
+from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
+from adapterhub.fingerprints import Verdict, chat_template_digest, compare, read_config, tokenizer_digest
+from adapterhub.package import require_intact
+from adapterhub.progress import SILENT, Progress
+from adapterhub.settings import Settings, read_settings
+from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.project import DEFAULT_STACK
+from adapterhub.spec.stack import Stack
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+TASK = "CAUSAL_LM"
+# compare's verdicts that let a base pass with a warning; EXACT needs none, DIFFERENT is refused.
+_WARNINGS = {
+    Verdict.SIBLING: "a relative of it, with other weights",
+    Verdict.REVISION: "another revision of it",
+    Verdict.UNKNOWN: "perhaps the same: nothing was recorded that could tell",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadPlan(Plan):
+    """What will be in memory: a base model and the adapters folded into it, in order.
+
+    tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why this stack, where none was named.
+    device, dtype: as asked for; `auto` is decided by the hardware, when the model is loaded.
+    """
+
+    base: BaseRecord
+    stack: ResolvedStack
+    tokenizer: Path | None = None
+    chosen: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Return base, stack, device and dtype."""
+        return (
+            ("base", f"{self.base.ref.id} ({self.base.path})"),
+            ("stack", ", ".join(map(layer_label, self.stack.layers)) or "none: the bare base model"),
+            ("combination", self.stack.combination),
+            ("tokenizer", str(self.tokenizer) if self.tokenizer else "the base's"),
+            ("device", self.device),
+            ("dtype", self.dtype),
+        )
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        # A dataclass with slots is made anew by its decorator, so that super() without arguments finds another class.
+        return Plan.to_data(self) | {
+            "base": self.base.ref.id,
+            "stack": [layer_data(layer) for layer in self.stack.layers],
+            "combination": self.stack.combination,
+            "tokenizer": str(self.tokenizer) if self.tokenizer else None,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model and its tokenizer, ready for transformers: `model, tokenizer = adapterhub.load("medical,spanish")`.
+
+    The stack is folded into the model's weights, so it is a plain transformers model of the base's class; it is in eval
+    mode and its weights take no gradient. stack: what was folded in. base: where the base came from.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stack: ResolvedStack
+    base: BaseRecord
+    device: str
+    dtype: str
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the model, then the tokenizer."""
+        yield self.model
+        yield self.tokenizer
+
+
+def layer_label(layer: ActiveLayer) -> str:
+    """Return an adapter of a stack as people read it: `medical 1.0.0`, with its weight where that is not 1."""
+    weight = "" if layer.weight == 1.0 else f" × {layer.weight:g}"
+    return f"{layer.word} {layer.package.manifest.version}{weight}"
+
+
+def layer_data(layer: ActiveLayer) -> dict[str, object]:
+    """Return an adapter of a stack as plain JSON data."""
+    manifest = layer.package.manifest
+    return {
+        "word": layer.word,
+        "name": manifest.name,
+        "version": str(manifest.version),
+        "weight": layer.weight,
+        "path": str(layer.package.path),
+    }
+
+
+def parse_stack(text: str | None) -> Stack | None:
+    """Read what was written after --stack; None where nothing was.
+
+    Raises:
+        UsageError: it is no stack.
+    """
+    if text is None:
+        return None
+    try:
+        return Stack.parse(text)
+    except ValueError as error:
+        raise UsageError(str(error), where="--stack") from error
+
+
+def plan_load(
+    stack: str | None = None,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+) -> LoadPlan:
+    """Find a stack's packages and its base model, and check that they are whole and belong together; no torch.
+
+    Without a stack: the project's `default` stack, else its only adapter, else the bare base model.
+
+    Raises:
+        UsageError: a word names nothing, or nothing says which base model. UnsatisfiedError: something is not there.
+        IntegrityError: a package's files are not those of its manifest.
+        IncompatibleError: an adapter does not fit the base, or cannot be folded into it.
+    """
+    settings = settings if settings is not None else read_settings()
+    environment = find_environment(cwd, settings)
+    resolved = environment.resolve_stack(parse_stack(stack), cwd=cwd)
+    combination_named(resolved.combination)
+    for layer in resolved.layers:
+        require_intact(layer.package)
+    store = BaseStore(settings)
+    record = store.get(_base_id(base, resolved, environment, store))
+    _refuse_unfit(record, resolved)
+    warnings = tuple(text for layer in resolved.layers for text in _judge(layer, record))
+    return LoadPlan(
+        verb="load",
+        steps=_steps(record, resolved),
+        warnings=warnings,
+        base=record,
+        stack=resolved,
+        tokenizer=_tokenizer_of(record, resolved),
+        chosen=None if stack is not None else _choice(environment, resolved, record),
+        device=device or "auto",
+        dtype=dtype or "auto",
+        threads=settings.threads,
+    )
+
+
+def _base_id(base: str | None, resolved: ResolvedStack, environment: Environment, store: BaseStore) -> str:
+    """Return the base model to use: the one given, else the adapters' own if it is here, else the project's."""
+    if base is not None:
+        return base
+    found, wanted = resolved.base_id, environment.project.base_model
+    if found is not None and wanted is not None and store.find(found) is None:
+        # A converted base has a name of its own; whether it is the adapters' is judged by what was recorded.
+        return wanted
+    if found is None:
+        words = ", ".join(environment.words())
+        raise UsageError(
+            "nothing says which base model to use: no stack was named, and no project names one",
+            hint=f"--stack with one of: {words}; or --base NAME (`adapt base list`)"
+            if words
+            else "--base NAME (`adapt base list` shows what there is)",
+        )
+    return found
+
+
+def _choice(environment: Environment, resolved: ResolvedStack, record: BaseRecord) -> str:
+    """Say which stack was taken where none was named, and why."""
+    if not resolved.layers:
+        return f"no adapter: the bare base model {record.ref.id}"
+    labels = ", ".join(map(layer_label, resolved.layers))
+    if DEFAULT_STACK in environment.project.stacks:
+        return f"the stack {DEFAULT_STACK!r}: {labels}"
+    return f"the only adapter: {labels}"
+
+
+def _steps(record: BaseRecord, resolved: ResolvedStack) -> tuple[Step, ...]:
+    load = Step(action="load", subject=record.ref.id, detail=record.dtype, size=record.size)
+    folds = (
+        Step(
+            action="fold",
+            subject=layer_label(layer),
+            detail=f"weight {layer.weight:g}",
+            size=sum(entry.size for entry in layer.package.manifest.files),
+        )
+        for layer in resolved.layers
+    )
+    return (load, *folds)
+
+
+def _refuse_unfit(record: BaseRecord, resolved: ResolvedStack) -> None:
+    """Refuse what cannot be folded, all of it at once."""
+    faults = []
+    for layer in resolved.layers:
+        manifest = layer.package.manifest
+        method = METHODS.get(manifest.method or "")
+        if manifest.kind != "adapter":
+            faults.append(f"{layer.word}: is a package of kind {manifest.kind!r}, name its adapters instead")
+        elif method is None or not method.foldable:
+            faults.append(f"{layer.word}: {manifest.method} cannot be folded into the base's weights yet")
+        elif manifest.task not in (None, TASK):
+            faults.append(f"{layer.word}: was trained for {manifest.task}; text is generated by {TASK}")
+    if resolved.layers and (kind := _quantized(record)):
+        faults.append(f"{record.ref.id}: is quantized ({kind}), which adapters cannot be folded into yet")
+    if faults:
+        raise IncompatibleError(
+            "this stack cannot be loaded",
+            details=tuple(faults),
+            hint="adapt show NAME says what an adapter is; --base NAME chooses another base model",
+        )
+
+
+def _quantized(record: BaseRecord) -> str | None:
+    """Return how a base is quantized, by its config.json; None where it is not."""
+    quantized = read_config(record.path).get("quantization_config")
+    if not quantized:
+        return None
+    return str(quantized.get("quant_method") or "quantization_config") if isinstance(quantized, dict) else "yes"
+
+
+def _tokenizer_of(record: BaseRecord, resolved: ResolvedStack) -> Path | None:
+    """Return the folder of the adapter that brings a tokenizer or chat template of its own, None where none does.
+
+    Raises:
+        IncompatibleError: two adapters bring different ones.
+    """
+    base = tokenizer_digest(record.path), chat_template_digest(record.path)
+    own: dict[tuple[object, object], ActiveLayer] = {}
+    for layer in resolved.layers:
+        words = tokenizer_digest(layer.package.path)
+        # A tokenizer saved without a template says nothing about it: the base's holds.
+        brought = words, chat_template_digest(layer.package.path) or base[1]
+        if words is not None and brought != base:
+            own.setdefault(brought, layer)
+    if len(own) > 1:
+        raise IncompatibleError(
+            "the adapters bring different tokenizers or chat templates, and a prompt is read by one",
+            details=tuple(f"{layer.word}: {layer.package.path}" for layer in own.values()),
+            hint="use them one at a time",
+        )
+    return next((layer.package.path for layer in own.values()), None)
+
+
+def _judge(layer: ActiveLayer, record: BaseRecord) -> Iterator[str]:
+    """Compare the base an adapter was trained on with the one that is here; yield warnings.
+
+    Raises:
+        IncompatibleError: they are different models, and the user did not override it at install.
+    """
+    recorded = layer.package.manifest.base_model
+    yield from (f"{layer.word}: {note}" for note in layer.package.notes)
+    verdict = compare(recorded, record.ref)
+    if verdict is Verdict.EXACT:
+        return
+    told = f"{layer.word}: was trained on {recorded.id}"
+    if verdict in _WARNINGS:
+        yield f"{told}; the base model {record.ref.id} here is {_WARNINGS[verdict]}"
+    elif layer.base_mismatch:
+        yield f"{told}, which is not {record.ref.id}; installed with --allow-base-mismatch"
+    else:
+        raise different_base(layer, record)
+
+
+def different_base(layer: ActiveLayer, record: BaseRecord) -> AdapterHubError:
+    """Return the error for an adapter that was trained on another base model than the one to use."""
+    recorded = layer.package.manifest.base_model
+    return IncompatibleError(
+        f"was trained on another base model than {record.ref.id}",
+        where=str(layer.word),
+        details=(f"trained on: {recorded.id} ({recorded.fingerprints.weights or 'weights not recorded'})",),
+        hint=f"--base {recorded.id}",
+    )
+
+
+def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
+    """Bring what was planned into memory.
+
+    Raises:
+        IncompatibleError: a module that an adapter changes is not in the base, or has another shape.
+        UnsatisfiedError: the base's folder is gone, or memory is too small. UsageError: no such device or dtype.
+    """
+    from adapterhub.engine.stack import load_stack
+
+    with progress.task(f"load {plan.base.ref.id}", total=None):
+        loaded = load_stack(
+            plan.base,
+            [(layer.package, layer.weight) for layer in plan.stack.layers],
+            combination=plan.stack.combination,
+            tokenizer=plan.tokenizer,
+            device=plan.device,
+            dtype=plan.dtype,
+            threads=plan.threads,
+        )
+    return Loaded(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        stack=plan.stack,
+        base=plan.base,
+        device=str(loaded.device),
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
+
+
+def load(
+    stack: str | None = None,
+    *,
+    base: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> Loaded:
+    """Load a stack of installed adapters over its base model: `model, tokenizer = load("medical,spanish=0.5")`.
+
+    The adapters are folded into the base's weights, so any number of them costs what the base costs. Without a stack:
+    the project's `default` stack, else its only adapter, else the bare base model.
+
+    Args:
+        stack: words with weights (1.0 by default): aliases, named stacks, `org/name` or `./path`.
+        base: the base model's id in the base store; default: the one the adapters were trained on.
+        device: `auto` (default), `cpu`, `cuda`, `cuda:0`, `mps`.
+        dtype: `auto` (default), `float32`, `bfloat16`, `float16`.
+        settings: where things lie; default: from the environment.
+        cwd: where the project is looked for, and what a ./path starts from.
+        progress: who is told what happens; what a person should know (`LoadPlan.warnings`) goes to its notes.
+
+    Raises:
+        What `plan_load` and `load_planned` raise.
+    """
+    plan = plan_load(stack, base=base, device=device, dtype=dtype, settings=settings, cwd=cwd)
+    for warning in plan.warnings:
+        progress.note(warning)
+    return load_planned(plan, progress=progress)
