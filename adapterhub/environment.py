@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from adapterhub.documents import read_lockfile, read_project
 from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedError, UsageError
-from adapterhub.registry import HUB, Registry, open_registry
 from adapterhub.settings import Settings
 from adapterhub.spec._decode import suggest
 from adapterhub.spec.base_model import BaseModelRef
@@ -22,6 +21,7 @@ from adapterhub.spec.stack import DEFAULT_COMBINATION, Stack, StackLayer
 
 if TYPE_CHECKING:
     from adapterhub.package import Package
+    from adapterhub.registry import Registry
 
 ADAPTERS_FOLDER = ".adapters"
 _MAX_NESTED = 16
@@ -114,6 +114,8 @@ class Environment:
         Raises:
             UsageError: nothing says where to look, or adapters.yaml claims the name for another registry.
         """
+        from adapterhub.registry import open_registry
+
         claimed = self.project.registry_of(name)
         if given is not None:
             typed = self._as_seen_from_here(given, cwd)
@@ -137,7 +139,7 @@ class Environment:
 
     def _as_seen_from_here(self, location: str, cwd: Path) -> str:
         path = Path(location).expanduser()
-        if location == HUB or "://" in location or path.is_absolute() or _same_folder(cwd, self.folder):
+        if _is_no_path(location) or path.is_absolute() or _same_folder(cwd, self.folder):
             return location
         target = Path(os.path.normpath(cwd / path))
         if self.is_user:
@@ -149,7 +151,7 @@ class Environment:
 
     def _same_place(self, first: str, second: str) -> bool:
         def place(location: str) -> str:
-            return location if location == HUB else os.path.realpath(self.folder / Path(location).expanduser())
+            return location if _is_no_path(location) else os.path.realpath(self.folder / Path(location).expanduser())
 
         return place(first) == place(second)
 
@@ -291,6 +293,12 @@ def find_environment(cwd: Path | None = None, settings: Settings | None = None) 
                 folder=folder, settings=settings, is_user=_same_folder(folder, settings.user_environment)
             )
     return Environment(folder=settings.user_environment, settings=settings, is_user=True)
+
+
+def _is_no_path(location: str) -> bool:
+    from adapterhub.registry import HUB
+
+    return location == HUB or "://" in location
 
 
 def _same_folder(first: Path, second: Path) -> bool:
