@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapterhub.environment import find_environment
 from adapterhub.ops import base as _base
@@ -27,6 +28,9 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import Generation
 from adapterhub.spec.report import Report
+
+if TYPE_CHECKING:
+    from adapterhub.registry.base import Published
 
 
 def add_base(
@@ -86,7 +90,7 @@ def publish(
     settings: Settings | None = None,
     cwd: Path | None = None,
     progress: Progress = SILENT,
-) -> _publish.Published:
+) -> Published:
     """Put a package into a registry as `org/name`; the same bytes again are a no-op.
 
     Raises:

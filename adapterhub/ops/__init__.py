@@ -1,0 +1,1 @@
+"""One verb, one file: a pure plan, then the deed."""
