@@ -12,13 +12,14 @@ from adapterhub.ops._check_base import check_base
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._check_weights import check_weights
 from adapterhub.ops._checklist import Checklist
-from adapterhub.ops._fits import WRONG_BASE
 from adapterhub.registry import Description
 from adapterhub.spec._decode import freeze
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.lora import LoraSpec
 from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE
 from adapterhub.spec.report import Report
+
+WRONG_BASE = "ADP201"
 
 
 def fit_report(description: Description, base: BaseRecord | BaseModelRef) -> Report:

@@ -13,8 +13,6 @@ from adapterhub.spec.project import PROJECT_FILE
 if TYPE_CHECKING:
     from adapterhub.bases import BaseRecord
 
-WRONG_BASE = "ADP201"
-
 
 @dataclass(slots=True, kw_only=True)
 class BaseCheck:
@@ -58,7 +56,7 @@ class BaseCheck:
             self.warnings.append(text + ("" if self.asked == recorded.id else f"; it was trained on {recorded.id}"))
             return False
         # Only a package that is new to this base pays for the checks' imports.
-        from adapterhub.ops._fit_report import fit_report
+        from adapterhub.ops._fit_report import WRONG_BASE, fit_report
         from adapterhub.ops._refuse import refuse_faults
 
         report = fit_report(description, self.record if self.record is not None else self.actual.base)

@@ -137,7 +137,7 @@ def plan_install(
     planner = _Planner(environment=environment, registry=registry, cwd=where, check=check)
     if requirement is not None:
         chosen = _alias_for(requirement, alias, environment)
-        packages = [planner.plan(chosen, requirement)]
+        packages = [planner.plan(chosen, _as_asked(requirement, chosen, environment))]
         removed: tuple[LockedPackage, ...] = ()
     else:
         if alias is not None:
@@ -183,6 +183,13 @@ def _alias_for(requirement: Requirement, given: str | None, environment: Environ
     if alias in project.stacks:
         raise UsageError(f"{alias!r} is a stack in {PROJECT_FILE}", hint="choose another alias with --as ALIAS")
     return alias
+
+
+def _as_asked(requirement: Requirement, alias: str, environment: Environment) -> Requirement:
+    """Return what adapters.yaml will say: a bare name leaves the range that is there."""
+    present = environment.project.adapters.get(alias)
+    bare = not requirement.specifier and requirement.revision is None
+    return present if present is not None and bare else requirement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,63 @@
+"""`adapt publish` as a person types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shelf import Shelf
+from tests.factory import tiny_llama
+
+HEAVY = {"torch", "transformers", "peft", "numpy", "huggingface_hub", "jsonschema", "rich"}
+
+
+@pytest.fixture
+def adapt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shelf:
+    monkeypatch.chdir(tmp_path)
+    return Shelf(tmp_path, tiny_llama(tmp_path / "base"), capsys)
+
+
+def test_plan_publish_and_again(adapt: Shelf) -> None:
+    folder = str(adapt.build("legal", "1.2.0"))
+    words = ("publish", folder, "--to", "acme/legal", "--registry", "./registry")
+    assert adapt(*words, "--dry-run") == 0
+    assert "acme/legal@1.2.0" in adapt.out
+    assert not (adapt.folder / "registry").exists()
+    assert adapt(*words) == 0
+    assert adapt.out == ""
+    assert "published acme/legal@1.2.0" in adapt.err
+    assert (adapt.folder / "registry/acme/legal/1.2.0/adapter_manifest.json").is_file()
+    assert adapt(*words, "--json") == 0
+    assert adapt.data["ref"] == "acme/legal@1.2.0"
+    assert adapt.data["created"] is False
+    assert adapt(*words) == 0
+    assert "already" in adapt.err
+
+
+def test_exit_codes(adapt: Shelf) -> None:
+    folder = str(adapt.build("legal"))
+    assert adapt("publish", folder) == 2
+    assert adapt("publish", folder, "--to", "legal", "--registry", "r") == 2
+    assert adapt("publish", folder, "--to", "acme/legal") == 2
+    assert "ADAPTERHUB_REGISTRY" in adapt.err
+    assert adapt("publish", "absent", "--to", "acme/legal", "--registry", "r") == 1
+    assert adapt("publish", folder, "--to", "acme/legal", "--registry", "hub") == 1
+    adapt.publish("legal")
+    adapt.build("legal", seed=1)
+    assert adapt("publish", folder, "--to", "acme/legal", "--registry", "registry") == 1
+    assert "hint: " in adapt.err
+    weights = adapt.folder / folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert adapt("publish", folder, "--to", "acme/legal2", "--registry", "registry") == 3
+
+
+def test_the_registry_of_the_environment_is_taken(adapt: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTERHUB_REGISTRY", "shelf")
+    assert adapt("publish", str(adapt.build("legal")), "--to", "acme/legal") == 0
+    assert (adapt.folder / "shelf/acme/legal/1.0.0").is_dir()
+
+
+def test_it_loads_no_engine(adapt: Shelf) -> None:
+    words = ("publish", str(adapt.build("legal")), "--to", "acme/legal", "--registry", "registry")
+    assert adapt.loaded_by(*words) & HEAVY <= {"numpy"}  # every weight is looked at
