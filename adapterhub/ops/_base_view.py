@@ -19,6 +19,8 @@ from adapterhub.weights import TensorInfo, open_checkpoint
 
 # Modules outside the headless model, in every architecture that a family row is of.
 _HEADS = ("lm_head", "cls", "classifier", "pre_classifier", "score", "qa_outputs", "vocab_projector", "vocab_transform")
+# What a checkpoint may hold though the class an adapter was trained with has no such module.
+OPTIONAL_MODULES = frozenset((*_HEADS, "pooler"))
 _EMBEDDING_NAMES = (
     "embed_in",
     "embed_positions",

@@ -11,7 +11,7 @@ from adapterhub.catalog.tasks import TASKS
 from adapterhub.documents import read_json
 from adapterhub.errors import AdapterHubError
 from adapterhub.fingerprints import Verdict, compare, differing_parts
-from adapterhub.ops._base_view import BaseFiles, BaseView, read_base_files
+from adapterhub.ops._base_view import OPTIONAL_MODULES, BaseFiles, BaseView, read_base_files
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._check_weights import LoraWeights, check_head, is_parameter
 from adapterhub.ops._checklist import Checklist, count, some
@@ -188,10 +188,11 @@ def _prefixes(weights: LoraWeights, view: BaseView) -> tuple[str, str] | None:
 
 
 def _check_modules(lora: LoraSpec, weights: LoraWeights, view: BaseView, log: Checklist) -> None:
-    _check_leftover(weights, view, log)
     if lora.layer_replication:
-        log.skip("ADP302", CONFIG_FILE, "layer_replication makes layers that the base does not store")
+        for code in ("ADP301", "ADP302"):
+            log.skip(code, CONFIG_FILE, "layer_replication makes layers that the base does not store")
         return
+    _check_leftover(weights, view, log)
     expected = _expected(lora, weights, view)
     if expected is None:
         log.skip(
@@ -242,10 +243,11 @@ def _expected(lora: LoraSpec, weights: LoraWeights, view: BaseView) -> tuple[str
     if lora.target_modules is None:
         return () if lora.target_parameters else None
     if isinstance(lora.target_modules, str) and lora.target_modules.lower() == ALL_LINEAR:
-        heads = {name for task in TASKS.values() for name in task.head_modules}
-        linear = [name for name in view.linear if not heads & set(name.split("."))]
-        return lora.targets(linear, head=view.head)
-    del weights
+        # A checkpoint may hold the head or pooler of another class than the adapter's.
+        certain = [
+            name for name in view.linear if name in weights.factors or not OPTIONAL_MODULES & set(name.split("."))
+        ]
+        return lora.targets(certain, head=view.head)
     return lora.targets(view.modules)
 
 
@@ -255,7 +257,8 @@ def _check_targets(contents: Contents, lora: LoraSpec, weights: LoraWeights, vie
     log.look("ADP304")
     if not isinstance(targets, tuple):
         return
-    known = [*view.modules, *weights.factors, *_new_heads(contents)]
+    saved = [name.rpartition(".")[0] for name in weights.saved]
+    known = [*view.modules, *weights.factors, *saved, *_new_heads(contents)]
     idle = [name for name in targets if not any(m == name or m.endswith(f".{name}") for m in known)]
     if idle:
         log.fault("ADP304", f"{CONFIG_FILE}: target_modules", f"nothing in the base matches {some(idle)}")
@@ -324,8 +327,11 @@ def _check_saved(contents: Contents, weights: LoraWeights, view: BaseView, log: 
 
 
 def _is_saved(module: str, lora: LoraSpec | None) -> bool:
+    """Say whether a parameter's module is one of modules_to_save, which PEFT matches by the end of a path."""
     names = lora.modules_to_save if lora is not None else ()
-    return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in names)
+    parts = module.split(".")
+    paths = [".".join(parts[: index + 1]) for index in range(len(parts))]
+    return any(path.endswith(name) for path in paths for name in names)
 
 
 def _check_ties(contents: Contents, lora: LoraSpec, weights: LoraWeights, view: BaseView, log: Checklist) -> None:
