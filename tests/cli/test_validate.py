@@ -1,0 +1,59 @@
+"""`adapt validate` as a user types it: what goes where, and which exit code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adapterhub.bases import BaseStore, read_base
+from adapterhub.cli.main import main
+from adapterhub.errors import ExitCode
+from adapterhub.spec.base_model import BaseModelRef
+from tests.factory import edit_json, tiny_llama, tiny_lora
+
+
+@pytest.fixture
+def package(tmp_path, settings):
+    base = tiny_llama(tmp_path / "base")
+    BaseStore(settings).add(read_base(base, BaseModelRef(id="tiny-llama"), "folder"))
+    other = tiny_llama(tmp_path / "other", seed=5)
+    BaseStore(settings).add(read_base(other, BaseModelRef(id="other"), "folder"))
+    return tiny_lora(tmp_path / "package", base)
+
+
+def test_a_sound_package(package, capsys):
+    assert main(["validate", str(package)]) == ExitCode.OK
+    out, err = capsys.readouterr()
+    assert "ok (" in out and "not checked ADP401" in out and err == ""
+
+
+def test_a_wrong_base_ends_with_4_and_says_what_to_do(package, capsys):
+    assert main(["validate", str(package), "--base", "other"]) == ExitCode.INCOMPATIBLE
+    out, _ = capsys.readouterr()
+    assert "error ADP201" in out and "hint" in out and "not ok" in out
+
+
+def test_an_edit_ends_with_3_and_json_says_the_same(package, capsys):
+    edit_json(package / "adapter_config.json", lora_alpha=800)
+    assert main(["validate", str(package), "--json"]) == ExitCode.INTEGRITY
+    data = json.loads(capsys.readouterr().out)
+    assert data["ok"] is False
+    assert {"ADP005", "ADP105"} <= {item["code"] for item in data["findings"]}
+    assert all(item["hint"] for item in data["findings"] if item["severity"] == "error")
+
+
+def test_no_such_package_and_no_such_base(package, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["validate", "./nowhere"]) == ExitCode.UNSATISFIED
+    assert main(["validate", "nowhere"]) == ExitCode.USAGE
+    assert main(["validate", "package", "--base", "nope"]) == ExitCode.UNSATISFIED
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("hint") == 3
+
+
+def test_escapes_in_metadata_do_not_reach_the_terminal(package, capsys):
+    edit_json(package / "adapter_config.json", revision="main\x1b[2J", peft_type="LORA\x1b[2J")
+    assert main(["validate", str(package)]) == ExitCode.INTEGRITY
+    out, _ = capsys.readouterr()
+    assert "\x1b" not in out and "ADP107" in out
