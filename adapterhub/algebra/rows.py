@@ -18,7 +18,8 @@ from adapterhub.weights import TensorInfo
 
 Floats = NDArray[np.float32]
 
-CHUNK_ELEMENTS = 1 << 20
+# A megabyte a buffer: all of them stay in the cache between one step and the next.
+CHUNK_ELEMENTS = 1 << 18
 _WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 

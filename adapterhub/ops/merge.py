@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 # A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
 FIRST_VERSION = Version("0.1.0")
-# The products are thin, so memory bounds them: more threads win little, and lose much on a busy machine.
-BLAS_THREADS = 2
+# The products are thin and small: threads win nothing on an idle machine, and on a busy one OpenBLAS's wait for each
+# other in a loop that made a merge twenty times slower.
+BLAS_THREADS = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
