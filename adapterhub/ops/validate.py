@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.bases import BaseStore
-from adapterhub.environment import find_environment
 from adapterhub.errors import AdapterHubError, IntegrityError, UnsatisfiedError, UsageError
 from adapterhub.ops._check_base import Missing, check_base
 from adapterhub.ops._check_config import Contents, check_files_of, check_settings, read_contents
@@ -87,6 +86,9 @@ def find_folder(package: str | Path, *, settings: Settings, cwd: Path | None = N
     place = here / Path(word).expanduser()
     if isinstance(package, Path) or Path(word).is_absolute() or word.startswith((".", "~")):
         return place
+    # Registries and all that an environment knows of are not needed for a plain path.
+    from adapterhub.environment import find_environment
+
     environment = find_environment(here, settings)
     if not place.is_dir():
         if os.sep in word and word.count("/") != 1:

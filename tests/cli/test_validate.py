@@ -57,3 +57,16 @@ def test_escapes_in_metadata_do_not_reach_the_terminal(package, capsys):
     assert main(["validate", str(package)]) == ExitCode.INTEGRITY
     out, _ = capsys.readouterr()
     assert "\x1b" not in out and "ADP107" in out
+
+
+def test_an_installed_package_by_alias_and_by_name(package, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["publish", "package", "--to", "acme/tiny-lora", "--registry", "registry"]) == ExitCode.OK
+    assert main(["install", "acme/tiny-lora", "--registry", "registry"]) == ExitCode.OK
+    for word in ("tiny", "acme/tiny-lora"):
+        capsys.readouterr()
+        assert main(["validate", word]) == ExitCode.OK
+        assert capsys.readouterr().out.splitlines()[-1].startswith(f"{word}: ok")
+    (tmp_path / "tiny").mkdir()
+    assert main(["validate", "tiny"]) == ExitCode.USAGE
+    assert "./tiny" in capsys.readouterr().err
