@@ -7,15 +7,19 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io, write_atomic
-from adapterhub.spec.lockfile import LOCK_FILE, Lockfile
-from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
-from adapterhub.spec.project import PROJECT_FILE, Project
-from adapterhub.spec.provenance import PROVENANCE_FILE, Provenance
-from adapterhub.spec.recipe import Recipe
+
+if TYPE_CHECKING:
+    from adapterhub.spec.lockfile import Lockfile
+    from adapterhub.spec.manifest import Manifest
+    from adapterhub.spec.project import Project
+    from adapterhub.spec.provenance import Provenance
+    from adapterhub.spec.recipe import Recipe
+
+# The types of the documents are imported where one is read: a command that reads a lockfile needs no recipe.
 
 MAX_AUTHORED_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
@@ -207,6 +211,8 @@ def read_yaml(path: Path) -> object:
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe. Raises InvalidFileError with every fault."""
+    from adapterhub.spec.recipe import Recipe
+
     return Recipe.from_data(read_yaml(path), where=str(path))
 
 
@@ -216,12 +222,16 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UnsatisfiedError: there is none. InvalidFileError: with every fault.
     """
+    from adapterhub.spec.manifest import MANIFEST_FILE, Manifest
+
     path = folder / MANIFEST_FILE
     return Manifest.from_data(read_json(path), where=str(path))
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:
     """Read a package folder's adapter_config.json as PEFT wrote it."""
+    from adapterhub.spec.manifest import CONFIG_FILE
+
     path = folder / CONFIG_FILE
     value = read_json(path)
     if not isinstance(value, dict):
@@ -231,18 +241,24 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
 
 def read_provenance(folder: Path) -> Provenance:
     """Read a package folder's provenance."""
+    from adapterhub.spec.provenance import PROVENANCE_FILE, Provenance
+
     path = folder / PROVENANCE_FILE
     return Provenance.from_data(read_json(path), where=str(path))
 
 
 def read_project(folder: Path) -> Project:
     """Read a folder's adapters.yaml."""
+    from adapterhub.spec.project import PROJECT_FILE, Project
+
     path = folder / PROJECT_FILE
     return Project.from_data(read_yaml(path), where=str(path))
 
 
 def read_lockfile(folder: Path) -> Lockfile:
     """Read a folder's adapters.lock; an absent one is empty."""
+    from adapterhub.spec.lockfile import LOCK_FILE, Lockfile
+
     path = folder / LOCK_FILE
     if not path.exists():
         return Lockfile()
@@ -251,6 +267,8 @@ def read_lockfile(folder: Path) -> Lockfile:
 
 def write_lockfile(folder: Path, lock: Lockfile) -> None:
     """Write a folder's adapters.lock, atomically; unchanged bytes are not written again."""
+    from adapterhub.spec.lockfile import LOCK_FILE
+
     path, data = folder / LOCK_FILE, lock.canonical_bytes()
     if not path.is_file() or path.read_bytes() != data:
         write_atomic(path, data)
@@ -261,6 +279,8 @@ def write_project(folder: Path, project: Project) -> None:
     import io
 
     from ruamel.yaml import YAML
+
+    from adapterhub.spec.project import PROJECT_FILE
 
     yaml: Any = YAML(typ="rt")
     yaml.width = 120

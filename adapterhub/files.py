@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +50,7 @@ def sync_folder(folder: Path) -> None:
 
 def temporary_sibling(path: Path) -> Path:
     """Return a fresh hidden name beside `path`, on the same file system."""
-    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
