@@ -45,5 +45,5 @@ def stack_option(function: Decorated) -> Decorated:
     return click.option(
         "--stack",
         metavar="NAME[=WEIGHT],…",
-        help="Adapters to use together, each with a weight (1.0 by default), or a stack of the project.",
+        help='Adapters to use together, each with a weight (1.0 by default), or a stack of the project; "" is none.',
     )(function)

@@ -112,13 +112,15 @@ def layer_data(layer: ActiveLayer) -> dict[str, object]:
 
 
 def parse_stack(text: str | None) -> Stack | None:
-    """Read what was written after --stack; None where nothing was.
+    """Read what was written after --stack; None where nothing was, and no layers (the bare base) for an empty text.
 
     Raises:
         UsageError: it is no stack.
     """
     if text is None:
         return None
+    if not text.strip():
+        return Stack(layers=())
     try:
         return Stack.parse(text)
     except ValueError as error:
@@ -136,7 +138,8 @@ def plan_load(
 ) -> LoadPlan:
     """Find a stack's packages and its base model, and check that they are whole and belong together; no torch.
 
-    Without a stack: the project's `default` stack, else its only adapter, else the bare base model.
+    Without a stack: the project's `default` stack, else its only adapter, else the bare base model, which is also what
+    an empty one (`""`) asks for.
 
     Raises:
         UsageError: a word names nothing, or nothing says which base model. UnsatisfiedError: something is not there.

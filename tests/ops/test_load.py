@@ -78,6 +78,13 @@ def test_without_a_stack_and_several_adapters_the_bare_base_of_the_project(world
     assert found.chosen == "no adapter: the bare base model tiny-llama"
 
 
+def test_an_empty_stack_is_the_bare_base(world: World) -> None:
+    world.publish("acme/medical-lora")
+    world.install("acme/medical-lora")
+    found = plan(world, "")
+    assert (words(found), found.base.ref.id) == ([], "tiny-llama")
+
+
 def test_nothing_says_which_base(world: World) -> None:
     with pytest.raises(UsageError) as caught:
         plan(world)
