@@ -81,7 +81,7 @@ def test_without_a_stack_and_several_adapters_the_bare_base_of_the_project(world
 def test_an_empty_stack_is_the_bare_base(world: World) -> None:
     world.publish("acme/medical-lora")
     world.install("acme/medical-lora")
-    found = plan(world, "")
+    found = plan(world, "", base="tiny-llama")
     assert (words(found), found.base.ref.id) == ([], "tiny-llama")
 
 
