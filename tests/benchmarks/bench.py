@@ -73,8 +73,12 @@ def adapt_command() -> list[str]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of every measured process: a home of its own, no network, nothing on colours."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ADAPTERHUB_", "_ADAPT"))}
+    """Return the environment of every measured process: a home of its own, no network, Python as a user has it.
+
+    Without compiled modules on disk every start would compile our code anew, and that of installed packages not.
+    """
+    changed = ("ADAPTERHUB_", "_ADAPT", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(changed)}
     return {
         **inherited,
         "ADAPTERHUB_HOME": str(folder / "home"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.harness import Comparison, Result, in_turns, seconds
+from tests.benchmarks.harness import Comparison, Result, in_turns, processor_time, seconds
 
 NAME = "help"
 ROUNDS = 30
@@ -19,17 +19,15 @@ def run(bench: Bench) -> Result:
         rounds=bench.rounds(ROUNDS),
         warm_up=True,
     )
+    ours, theirs = found["adapt --help"], found["import click"]
+    against = '`python -c "import click"`'
     return Result(
         name=NAME,
         title="`adapt --help`",
         comparisons=(
             Comparison(
-                what="start to exit",
-                unit="s",
-                against='`python -c "import click"`',
-                ours=seconds(found["adapt --help"]),
-                theirs=seconds(found["import click"]),
-                goal=0.5,
+                what="start to exit", unit="s", against=against, ours=seconds(ours), theirs=seconds(theirs), goal=0.5
             ),
+            processor_time(against, ours, theirs),
         ),
     )

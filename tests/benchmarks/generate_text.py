@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.harness import Comparison, Process, Result, in_turns, note, peaks
+from tests.benchmarks.harness import Comparison, Process, Result, in_turns, note, peaks, processor_time
 
 NAME = "generate"
 ROUNDS = 5
@@ -51,6 +51,7 @@ def run(bench: Bench) -> Result:
                 what="peak memory", unit="MB", against=against, ours=peaks(found[OURS]), theirs=peaks(found[name])
             )
         )
+        comparisons.append(processor_time(against, found[OURS], found[name]))
     return Result(
         name=NAME,
         title=f"`adapt run --stack a,b`, {tokens} greedy tokens, {dtype}",

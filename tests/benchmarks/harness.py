@@ -22,10 +22,12 @@ READ_BYTES = 1 << 16
 class Process:
     """One process from start to exit. Times in seconds since its start; peak: resident bytes, its children's included.
 
-    first, last: when its first and last piece of output arrived, None where it wrote nothing.
+    processor: seconds on all processors together, which a busy machine stretches less than the clock's. first, last:
+    when its first and last piece of output arrived, None where it wrote nothing.
     """
 
     seconds: float
+    processor: float
     first: float | None
     last: float | None
     peak: int
@@ -65,6 +67,7 @@ def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd
         raise CommandError(f"{' '.join(command)}\nended with {process.returncode}:\n{stderr[-3000:]}")
     return Process(
         seconds=seconds,
+        processor=usage.ru_utime + usage.ru_stime,
         first=first,
         last=last,
         # Linux counts kilobytes, macOS bytes.
@@ -101,6 +104,7 @@ class Comparison:
     """One quantity of ours and of what a user would use instead, a value a round.
 
     unit: `s`, `MB`, `tokens/s`. more_is_better: of a rate. goal: the least advantage that was set as a target, if any.
+    detail: printed and kept, but no row of the table in the docs.
     """
 
     what: str
@@ -110,6 +114,7 @@ class Comparison:
     theirs: tuple[float, ...]
     more_is_better: bool = False
     goal: float | None = None
+    detail: bool = False
 
     @property
     def advantage(self) -> float:
@@ -177,6 +182,12 @@ class Result:
 def seconds(processes: Sequence[Process]) -> tuple[float, ...]:
     """Return how long each process took."""
     return tuple(process.seconds for process in processes)
+
+
+def processor_time(against: str, ours: Sequence[Process], theirs: Sequence[Process]) -> Comparison:
+    """Compare what two groups of processes cost, whatever else the machine had to do."""
+    costs = [tuple(process.processor for process in group) for group in (ours, theirs)]
+    return Comparison(what="processor time", unit="s", against=against, ours=costs[0], theirs=costs[1], detail=True)
 
 
 def peaks(processes: Sequence[Process]) -> tuple[float, ...]:

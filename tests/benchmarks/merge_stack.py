@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.harness import Comparison, Process, Result, in_turns, peaks, seconds
+from tests.benchmarks.harness import Comparison, Process, Result, in_turns, peaks, processor_time, seconds
 
 NAME = "merge"
 ROUNDS = 5
@@ -41,6 +41,7 @@ def run(bench: Bench) -> Result:
                 ours=seconds(merge),
                 theirs=seconds(found["copy"]),
             ),
+            processor_time(against, merge, script),
         ),
         notes=("`adapt merge` and the copy wait until the bytes are on the disk (`fsync`); the PEFT script does not.",),
     )

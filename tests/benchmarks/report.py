@@ -33,8 +33,7 @@ def as_markdown(results: Sequence[Result], machine: str) -> str:
         "|---|---|---|---|---|",
     ]
     for result in results:
-        for comparison in result.comparisons:
-            lines.append(_row(result, comparison))
+        lines += [_row(result, comparison) for comparison in result.comparisons if not comparison.detail]
     notes = [f"- {text}" for result in results for text in result.notes]
     return "\n".join(
         [

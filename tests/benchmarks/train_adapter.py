@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks.bench import RECIPES, TARGETS, Bench
-from tests.benchmarks.harness import Comparison, Process, Result, in_turns, note, peaks, seconds
+from tests.benchmarks.harness import Comparison, Process, Result, in_turns, note, peaks, processor_time, seconds
 
 NAME = "train"
 ROUNDS = 3
@@ -75,6 +75,7 @@ def run(bench: Bench) -> Result:
             Comparison(
                 what="peak memory", unit="MB", against=against, ours=peaks(build_runs), theirs=peaks(script_runs)
             ),
+            processor_time(against, build_runs, script_runs),
         ),
         notes=(agreement, _losses(ours[-1], theirs[-1], whole=not bench.quick)),
     )

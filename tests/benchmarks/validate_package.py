@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.harness import Comparison, Result, in_turns, peaks, seconds
+from tests.benchmarks.harness import Comparison, Result, in_turns, peaks, processor_time, seconds
 
 NAME = "validate"
 ROUNDS = 5
@@ -28,5 +28,6 @@ def run(bench: Bench) -> Result:
         comparisons=(
             Comparison(what="start to exit", unit="s", against=against, ours=seconds(ours), theirs=seconds(theirs)),
             Comparison(what="peak memory", unit="MB", against=against, ours=peaks(ours), theirs=peaks(theirs)),
+            processor_time(against, ours, theirs),
         ),
     )
