@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.engine.base import LoadedBase
+from adapterhub.catalog.families import family_of
+from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
 from adapterhub.spec._decode import Frozen, thaw
@@ -21,18 +22,24 @@ if TYPE_CHECKING:
 _UNORDERED = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
 
 
-def lora_config(hyperparameters: Mapping[str, Frozen], *, task: str) -> LoraConfig:
+def lora_config(hyperparameters: Mapping[str, Frozen], *, task: str, model_type: str | None = None) -> LoraConfig:
     """Return PEFT's config of checked hyperparameters, whose names are LoraConfig's own (catalog/methods.py)."""
     from peft import LoraConfig
 
-    return LoraConfig(task_type=task, **{name: thaw(value) for name, value in hyperparameters.items()})
+    family = family_of(model_type)
+    return LoraConfig(
+        task_type=task,
+        # PEFT finds out by itself, and warns; exported configs of GPT-2 adapters say it as well.
+        fan_in_fan_out=family is not None and family.conv1d,
+        **{name: thaw(value) for name, value in hyperparameters.items()},
+    )
 
 
 def attach(base: LoadedBase, hyperparameters: Mapping[str, Frozen], *, task: str, seed: int) -> PeftModel:
     """Put a fresh adapter on a base, its first values drawn from `seed`; the base's own weights stay frozen.
 
     Everything trainable is float32 whatever the base's dtype: the optimizer's small steps would be rounded away in 16
-    bits (docs: https://arxiv.org/abs/1710.03740, section 3.1).
+    bits (https://arxiv.org/abs/1710.03740, section 3.1).
 
     Raises:
         IncompatibleError: a target module is not in the base, or PEFT cannot adapt it.
@@ -41,37 +48,42 @@ def attach(base: LoadedBase, hyperparameters: Mapping[str, Frozen], *, task: str
     from peft import get_peft_model
     from transformers import set_seed
 
-    # Before the adapter is made, so that A's first values belong to the seed too.
-    set_seed(seed)
-    try:
-        model = get_peft_model(base.model, lora_config(hyperparameters, task=task), autocast_adapter_dtype=True)
-    except (ValueError, TypeError) as error:
-        raise IncompatibleError(
-            f"PEFT cannot put this adapter on the base model: {str(error)[:300]}", where="hyperparameters"
-        ) from error
-    wanted, found = hyperparameters.get("target_modules"), model.base_model.targeted_module_names
+    paths = [name for name, module in base.model.named_modules() if _has_matrix(module)]
+    hint = f"its modules: {', '.join(sorted({path.rpartition('.')[2] for path in paths}))}"
+    wanted = hyperparameters.get("target_modules")
     unmatched = [
         name
         for name in (wanted if isinstance(wanted, tuple) else ())
-        if not any(path == name or path.endswith(f".{name}") for path in found)
+        if not any(path == name or path.endswith(f".{name}") for path in paths)
     ]
     if unmatched:
-        leaves = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_base_linear(module)})
+        # PEFT stops only where none matches; a misspelt one among others would go unseen.
         raise IncompatibleError(
             f"no module of the base model is named {', '.join(unmatched)}",
             where="hyperparameters.target_modules",
-            hint=f"its linear modules: {', '.join(leaves)}",
+            hint=hint,
         )
+    config = lora_config(hyperparameters, task=task, model_type=base.model.config.model_type)
+    # Before the adapter is made, so that A's first values belong to the seed too.
+    set_seed(seed)
+    try:
+        with without_future_warnings():
+            model = get_peft_model(base.model, config)
+    except (ValueError, TypeError) as error:
+        raise IncompatibleError(
+            f"PEFT cannot put this adapter on the base model: {str(error)[:300]}", where="hyperparameters", hint=hint
+        ) from error
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     return model
 
 
-def _is_base_linear(module: object) -> bool:
+def _has_matrix(module: object) -> bool:
     import torch
 
-    return isinstance(module, torch.nn.Linear) and module.weight.ndim == 2 and min(module.weight.shape) > 0
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim == 2
 
 
 def trainable_parameters(model: PeftModel) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -113,6 +116,14 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("accelerate", "peft", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """Keep back what the libraries say to each other about names that a later version will not have."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -> LoadedBase:

@@ -85,19 +85,23 @@ def _shared_length(base: Any, input_ids: torch.Tensor, labelled: torch.Tensor) -
     rows, tokens = input_ids.shape
     if rows < 2 or base.config.model_type not in SHARES_PREFIX:
         return 0
-    if base.training and (_drops_out(base) or getattr(base, "is_gradient_checkpointing", False)):
+    if base.training and _draws_or_recomputes(base):
         return 0
     same = int((input_ids == input_ids[:1]).all(0).long().cumprod(0).sum())
     length = min(same, int(labelled.any(0).nonzero()[0]))
     return length if length * (rows - 1) >= _WORTH_SHARING * rows * tokens else 0
 
 
-def _drops_out(base: Any) -> bool:
+def _draws_or_recomputes(base: Any) -> bool:
+    """Say whether a model has dropout or checkpointing switched on."""
     import torch
 
     if float(getattr(base.config, "attention_dropout", 0) or 0) > 0:
         return True
-    return any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in base.modules())
+    return any(
+        (isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "gradient_checkpointing", False)
+        for module in base.modules()
+    )
 
 
 def _after_shared_prefix(

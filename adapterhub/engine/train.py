@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.engine.base import LoadedBase
+from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.engine.data import Example, LengthGroupedOrder, pad
 from adapterhub.engine.loss import token_losses
 from adapterhub.errors import AdapterHubError, BuildError, UsageError
@@ -83,8 +83,9 @@ def train(
     with tempfile.TemporaryDirectory(prefix="adapt-train-") as scratch, log.open("w", encoding="utf-8") as stream:
         with progress.task("training", total=total, unit="steps") as task:
             watch = Watch(task, stream, examples)
-            trainer = _make_trainer(model, examples, spec, _arguments(base, spec, Path(scratch)), pad_id, watch)
-            with _memory_errors(spec):
+            with without_future_warnings():
+                trainer = _make_trainer(model, examples, spec, _arguments(base, spec, Path(scratch)), pad_id, watch)
+            with _memory_errors(spec), without_future_warnings():
                 trainer.train()
         return watch.result(trainer.state.global_step, steps_per_epoch(len(examples), spec))
 
@@ -93,6 +94,10 @@ def _arguments(base: LoadedBase, spec: TrainingSpec, scratch: Path) -> TrainingA
     import torch
     from transformers import TrainingArguments
 
+    # transformers 5.23 calls the switch activation_checkpointing and warns at the word that all of 5 knows.
+    checkpointing: dict[str, Any] = {}
+    if spec.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=str(scratch),
         learning_rate=spec.learning_rate,
@@ -105,8 +110,6 @@ def _arguments(base: LoadedBase, spec: TrainingSpec, scratch: Path) -> TrainingA
         weight_decay=spec.weight_decay,
         max_grad_norm=spec.max_grad_norm,
         optim=spec.optim,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if spec.gradient_checkpointing else None,
         seed=spec.seed,
         data_seed=spec.seed,
         logging_steps=spec.logging_steps,
@@ -120,6 +123,7 @@ def _arguments(base: LoadedBase, spec: TrainingSpec, scratch: Path) -> TrainingA
         save_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        **checkpointing,
     )
     # More visible GPUs would make the Trainer split every batch over all of them (torch's DataParallel).
     arguments._n_gpu = min(arguments.n_gpu, 1)

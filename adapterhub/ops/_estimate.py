@@ -108,14 +108,14 @@ def trainable_parameters(base: BaseShape, hyperparameters: Mapping[str, Frozen],
 
 def _refuse_unmatched(spec: LoraSpec, targets: tuple[str, ...], base: BaseShape, where: str) -> None:
     wanted = spec.target_modules if isinstance(spec.target_modules, tuple) else ()
-    missing = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in targets)]
-    if missing or not targets:
-        leaves = dict.fromkeys(name.rpartition(".")[2] for name in base.modules)
-        raise IncompatibleError(
-            f"no module of the base model is named {', '.join(missing) or spec.target_modules}",
-            where=f"{where}: target_modules",
-            hint=f"its modules: {', '.join(leaves)}",
-        )
+    missing = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in base.modules)]
+    leaves = dict.fromkeys(name.rpartition(".")[2] for name in base.modules)
+    hint = f"its modules: {', '.join(leaves)}"
+    if missing:
+        text = f"no module of the base model is named {', '.join(missing)}"
+        raise IncompatibleError(text, where=f"{where}: target_modules", hint=hint)
+    if not targets:
+        raise IncompatibleError("no module of the base model is left to adapt", where=where, hint=hint)
 
 
 def training_memory(
