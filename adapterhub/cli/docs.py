@@ -9,6 +9,9 @@ from pathlib import Path
 import click
 
 from adapterhub.catalog.checks import CHECKS
+from adapterhub.catalog.families import FAMILIES
+from adapterhub.catalog.methods import METHODS
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console
 from adapterhub.cli.main import PROGRAM, cli
 from adapterhub.errors import EXIT_MEANINGS, SEVERITY_ORDER, ExitCode
@@ -22,7 +25,7 @@ _MADE = "<!-- Made from the code by `make docs`; edit the code, not this page. -
 
 def pages() -> Mapping[str, str]:
     """Return every generated page by its file name below docs/."""
-    return {"cli.md": _cli_page(), "errors.md": _errors_page()}
+    return {"cli.md": _cli_page(), "errors.md": _errors_page(), "methods.md": _methods_page()}
 
 
 def help_text(path: list[str]) -> str:
@@ -98,6 +101,47 @@ def _errors_page() -> str:
         parts.append(f"### {check.code}: {check.title}\n")
         parts.append(f"{check.why} *({outcome})* What to do: {check.hint}.\n")
     return "\n".join(parts)
+
+
+def _methods_page() -> str:
+    families = [(row.name, _words(row.model_types), _words(row.default_targets)) for row in FAMILIES]
+    lora = [
+        (f"`{row.name}`", row.kind, "the family's" if row.name == "target_modules" else _shown(row.default), row.help)
+        for row in METHODS["lora"].hyperparameters
+    ]
+    methods = [
+        (f"`{row.name}`", f"`{row.peft_type}`", f"[{row.title}]({row.paper})", "yes" if row.buildable else "not yet")
+        for row in METHODS.values()
+    ]
+    tasks = [(f"`{row.name}`", f"`{row.auto_class}`", "yes" if row.buildable else "not yet") for row in TASKS.values()]
+    parts = [
+        _MADE,
+        "# Methods, tasks, families\n",
+        "The tables that `build` and `validate` read.\n",
+        "## Default target modules of LoRA, by family\n",
+        _table(("family", "model types", "target modules"), families),
+        "Any other architecture takes `all-linear`.\n",
+        "## LoRA's hyperparameters\n",
+        "PEFT's own names. `alpha` is taken for `lora_alpha`.\n",
+        _table(("name", "kind", "default", "meaning"), lora),
+        "## Methods\n",
+        _table(("method", "PEFT type", "what it is", "`build` trains it"), methods),
+        "## Tasks\n",
+        _table(("task", "transformers class", "`build` trains it"), tasks),
+    ]
+    return "\n".join(parts)
+
+
+def _words(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "`null`"
+    if isinstance(value, Mapping | tuple) and not value:
+        return "none"
+    return f"`{value}`"
 
 
 def _table(headers: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
