@@ -12,6 +12,7 @@ from adapterhub.engine import fold as fold_module
 from adapterhub.engine.fold import fold
 from adapterhub.errors import IncompatibleError
 from adapterhub.package import open_package
+from tests.conftest import SMOLLM2
 from tests.engine.peft_reference import active_model, difference, logits_of, plain_model
 from tests.factory import edit_json, edit_tensors, tiny_gpt2, tiny_llama, tiny_lora
 
@@ -263,3 +264,28 @@ def test_a_copy_of_other_embeddings_is_refused(llama: Path, tmp_path: Path) -> N
     with pytest.raises(IncompatibleError) as caught:
         folded(llama, [(adapter, 1.0)])
     assert "with other values" in caught.value.details[0]
+
+
+@pytest.mark.real_model
+def test_a_stack_of_unlike_adapters_on_the_real_model(smollm2_home: Path, tmp_path: Path) -> None:
+    base = smollm2_home / "bases" / "models" / SMOLLM2
+    first = tiny_lora(
+        tmp_path / "first",
+        base,
+        r=16,
+        lora_alpha=8,
+        target_modules=("q_proj", "v_proj", "down_proj"),
+        rank_pattern={"down_proj": 4},
+        seed=1,
+    )
+    second = tiny_lora(
+        tmp_path / "second",
+        base,
+        r=8,
+        lora_alpha=4,
+        target_modules=("q_proj", "o_proj", "gate_proj"),
+        use_rslora=True,
+        alpha_pattern={"gate_proj": 2},
+        seed=2,
+    )
+    agrees(base, [(first, 0.8), (second, -0.5)])
