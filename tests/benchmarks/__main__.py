@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +27,8 @@ QUIET_LOAD = 0.5
 def main() -> int:
     """Run the benchmarks that are named, all by default; return the exit code."""
     options = _options()
+    # So that a `kill` takes the scratch folder and the measured process with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     machine = describe_machine()
     note(f"machine: {machine_line(machine)}")
     if os.getloadavg()[0] > QUIET_LOAD:

@@ -52,10 +52,16 @@ def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None, cwd
         )
         assert process.stdout is not None
         pieces, first, last = [], None, None
-        while piece := os.read(process.stdout.fileno(), READ_BYTES):
-            last = time.perf_counter() - begin
-            first = last if first is None else first
-            pieces.append(piece)
+        try:
+            while piece := os.read(process.stdout.fileno(), READ_BYTES):
+                last = time.perf_counter() - begin
+                first = last if first is None else first
+                pieces.append(piece)
+        except BaseException:
+            # Nobody waits for it any more: it must not go on computing.
+            process.kill()
+            process.wait()
+            raise
         # wait4 tells what this one child used; getrusage(RUSAGE_CHILDREN) the most that any has used so far.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begin
