@@ -249,13 +249,16 @@ def _tokenizer_of(record: BaseRecord, resolved: ResolvedStack) -> Path | None:
     Raises:
         IncompatibleError: two adapters bring different ones.
     """
-    base = tokenizer_digest(record.path), chat_template_digest(record.path)
+    recorded = record.ref.fingerprints  # the base store has just looked: the folder is still what was recorded
+    base = recorded.tokenizer, recorded.chat_template
     own: dict[tuple[object, object], ActiveLayer] = {}
     for layer in resolved.layers:
         words = tokenizer_digest(layer.package.path)
+        if words is None:
+            continue
         # A tokenizer saved without a template says nothing about it: the base's holds.
         brought = words, chat_template_digest(layer.package.path) or base[1]
-        if words is not None and brought != base:
+        if brought != base:
             own.setdefault(brought, layer)
     if len(own) > 1:
         raise IncompatibleError(
