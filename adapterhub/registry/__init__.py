@@ -30,4 +30,4 @@ def open_registry(location: str, *, relative_to: Path) -> Registry:
         )
     from adapterhub.registry.directory import DirectoryRegistry
 
-    return DirectoryRegistry(relative_to / Path(location).expanduser(), location=location)
+    return DirectoryRegistry((relative_to / Path(location).expanduser()).resolve(), location=location)
