@@ -76,10 +76,15 @@ def build(
 
 
 def validate(
-    package: str | Path, *, base: str | None = None, settings: Settings | None = None, cwd: Path | None = None
+    package: str | Path,
+    *,
+    base: str | None = None,
+    deep: bool = False,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
 ) -> Report:
-    """Check that a package is sound and fits its base, by headers and configs alone; faults are in the report."""
-    return _validate.validate(package, base=base, settings=settings, cwd=cwd)
+    """Check that a package is sound and fits its base, by headers and configs (deep: and weights); see the report."""
+    return _validate.validate(package, base=base, deep=deep, settings=settings, cwd=cwd)
 
 
 def publish(

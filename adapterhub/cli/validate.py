@@ -13,14 +13,15 @@ from adapterhub.settings import read_settings
 @click.command("validate")
 @click.argument("package", metavar="PACKAGE")
 @options.base_option
+@click.option("--deep", is_flag=True, help="Read every weight too: NaN, infinity, a B that is all zero.")
 @options.json_option
-def command(package: str, base: str | None, as_json: bool) -> ExitCode:
+def command(package: str, base: str | None, deep: bool, as_json: bool) -> ExitCode:
     """Check that a package is sound and fits its base model.
 
     PACKAGE is a folder, or the alias or name of an installed package. Files, manifest and config are checked against
-    each other, and against the base by its headers and fingerprints; no weight is read. What that cannot answer is
-    listed as not checked. The exit code is that of the worst fault.
+    each other, and against the base by its headers and fingerprints; no weight is read but with --deep. What could not
+    be answered is listed as not checked. The exit code is that of the worst fault.
     """
-    report = validate.validate(package, base=base, settings=read_settings())
+    report = validate.validate(package, base=base, deep=deep, settings=read_settings())
     console.print_report(report, as_json=as_json)
     return report.exit_code

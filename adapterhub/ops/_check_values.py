@@ -16,6 +16,11 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _B = (".lora_B.weight", ".lora_embedding_B")
 
 
+def values_open(report: Report) -> bool:
+    """Say whether a report left the weights' values out for want of reading; a damaged file has other faults."""
+    return any(f.code == _FINITE and f.severity is Severity.NOT_CHECKED for f in report.findings)
+
+
 def with_values(report: Report, folder: Path) -> Report:
     """Return a report in which what it left out about the weights' values is answered.
 

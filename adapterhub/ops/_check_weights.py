@@ -62,8 +62,8 @@ def check_weights(contents: Contents, log: Checklist) -> LoraWeights | None:
 
 
 def _not_read(log: Checklist) -> None:
-    log.skip("ADP401", WEIGHTS_FILE, "headers do not tell: the weights were not read")
-    log.skip("ADP402", WEIGHTS_FILE, "headers do not tell: the weights were not read")
+    log.skip("ADP401", WEIGHTS_FILE, "the weights were not read (--deep reads them)")
+    log.skip("ADP402", WEIGHTS_FILE, "the weights were not read (--deep reads them)")
 
 
 def _sort(header: Header, lora: LoraSpec, log: Checklist) -> LoraWeights:

@@ -124,7 +124,7 @@ def build(
     Raises:
         As plan_build; BuildError: the loss is not finite, or memory ran out. LocalIOError: the folder is taken.
     """
-    from adapterhub.ops.validate import check_package
+    from adapterhub.ops.validate import validate
 
     settings = settings or read_settings()
     started, clock = datetime.now(UTC), time.monotonic()
@@ -135,7 +135,7 @@ def build(
     with new_folder(plan.out) as folder:
         trained = _train(prepared, folder, started, progress)
         manifest = write_package(folder, plan, trained)
-    report = check_package(plan.out, base=plan.base, settings=settings, subject=str(plan.out))
+    report = validate(plan.out, base=plan.base.ref.id, deep=True, settings=settings)
     return BuildResult(
         path=plan.out,
         manifest=manifest,

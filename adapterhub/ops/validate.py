@@ -10,6 +10,7 @@ from adapterhub.bases import BaseStore
 from adapterhub.errors import AdapterHubError, IntegrityError, UnsatisfiedError, UsageError
 from adapterhub.ops._check_base import Missing, check_base
 from adapterhub.ops._check_config import Contents, check_files_of, check_settings, read_contents
+from adapterhub.ops._check_values import values_open, with_values
 from adapterhub.ops._check_weights import check_weights
 from adapterhub.ops._checklist import Checklist
 from adapterhub.package import base_of_config, require_folder
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 
 
 def validate(
-    package: str | Path, *, base: str | None = None, settings: Settings | None = None, cwd: Path | None = None
+    package: str | Path,
+    *,
+    base: str | None = None,
+    deep: bool = False,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
 ) -> Report:
     """Check a package by its folder, or by the alias or name it is installed under; report every fault.
 
-    base: the id of a base in the base store; by default the one that the package names, where it is there. What
-    neither headers nor recorded fingerprints can answer is reported as not checked.
+    base: the id of a base in the base store; by default the one that the package names, where it is there. deep: read
+    every weight too, for what headers cannot tell. What could not be answered is reported as not checked.
 
     Raises:
         UnsatisfiedError: there is no such package, or no such base in the store. UsageError: the word names nothing.
@@ -34,7 +40,8 @@ def validate(
     settings = settings if settings is not None else read_settings()
     folder = find_folder(package, settings=settings, cwd=cwd)
     record = BaseStore(settings).get(base) if base is not None else None
-    return check_package(folder, base=record, settings=settings, subject=str(package))
+    report = check_package(folder, base=record, settings=settings, subject=str(package))
+    return with_values(report, folder) if deep and values_open(report) else report
 
 
 def check_package(

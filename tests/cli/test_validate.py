@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.cli.main import main
 from adapterhub.errors import ExitCode
 from adapterhub.spec.base_model import BaseModelRef
-from tests.factory import edit_json, tiny_llama, tiny_lora
+from tests.factory import edit_json, edit_tensors, tiny_llama, tiny_lora, write_tiny_manifest
 
 
 @pytest.fixture
@@ -20,6 +21,18 @@ def package(tmp_path, settings):
     other = tiny_llama(tmp_path / "other", seed=5)
     BaseStore(settings).add(read_base(other, BaseModelRef(id="other"), "folder"))
     return tiny_lora(tmp_path / "package", base)
+
+
+def test_deep_reads_the_weights(package, capsys):
+    assert main(["validate", str(package), "--deep"]) == ExitCode.OK
+    assert "not checked" not in capsys.readouterr().out
+    edit_tensors(
+        package / "adapter_model.safetensors", lambda tensors: {name: t * np.nan for name, t in tensors.items()}
+    )
+    write_tiny_manifest(package, base=package.parent / "base")
+    assert main(["validate", str(package), "--deep", "--json"]) != ExitCode.OK
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [f["code"] for f in findings if f["severity"] == "error"] == ["ADP401"]
 
 
 def test_a_sound_package(package, capsys):
