@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io, write_atomic
+from adapterhub.spec._decode import suggest
 
 if TYPE_CHECKING:
     from adapterhub.spec.lockfile import Lockfile
@@ -33,7 +34,7 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
         UnsatisfiedError: there is no such file. InvalidFileError: it is larger, or no regular file. LocalIOError.
     """
     if not path.exists():
-        raise UnsatisfiedError("no such file", where=str(path))
+        raise UnsatisfiedError("no such file", where=str(path), hint=_nearby(path))
     if not path.is_file():
         raise InvalidFileError("is not a regular file", where=str(path))
     with local_io(path, "read the file"), path.open("rb") as stream:
@@ -41,6 +42,15 @@ def read_bytes(path: Path, *, limit: int) -> bytes:
     if len(data) > limit:
         raise InvalidFileError(f"is larger than {limit} bytes", where=str(path))
     return data
+
+
+def _nearby(path: Path) -> str | None:
+    """Suggest the file beside `path` whose name is nearest."""
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {folder} either"
+    near = suggest(path.name, (item.name for item in folder.iterdir() if item.is_file()))
+    return f"did you mean {folder / near}?" if near else "check the path"
 
 
 def parse_json(data: bytes, *, where: str) -> object:
@@ -253,6 +263,41 @@ def read_project(folder: Path) -> Project:
 
     path = folder / PROJECT_FILE
     return Project.from_data(read_yaml(path), where=str(path))
+
+
+DOCUMENT_SUFFIXES = (".yaml", ".yml", ".json", ".lock")
+
+
+def read_document(path: Path) -> tuple[str, object, Callable[[object], object]]:
+    """Read any file of the format as plain data; return its kind, the data, and what decodes it.
+
+    The kind is told by the key of the format's version (`recipe_version`, `lock_version` …).
+
+    Raises:
+        UnsatisfiedError: there is no such file. InvalidFileError: it is no YAML or JSON, or of no kind of ours.
+    """
+    from adapterhub.spec.lockfile import Lockfile
+    from adapterhub.spec.manifest import Manifest
+    from adapterhub.spec.project import Project
+    from adapterhub.spec.provenance import Provenance
+    from adapterhub.spec.recipe import Recipe
+
+    data = read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
+    kinds: dict[str, tuple[str, Callable[[object], object]]] = {
+        "recipe_version": ("recipe", lambda data: Recipe.from_data(data, where=str(path))),
+        "project_version": ("project", lambda data: Project.from_data(data, where=str(path))),
+        "lock_version": ("lockfile", lambda data: Lockfile.from_data(data, where=str(path))),
+        "manifest_version": ("manifest", lambda data: Manifest.from_data(data, where=str(path))),
+        "provenance_version": ("provenance", lambda data: Provenance.from_data(data, where=str(path))),
+    }
+    for key, (kind, decode) in kinds.items():
+        if isinstance(data, Mapping) and key in data:
+            return kind, data, decode
+    raise InvalidFileError(
+        "says no format version, so there is no telling what it is",
+        where=str(path),
+        hint=f'begin with one of {", ".join(kinds)}, such as recipe_version: "1.0"',
+    )
 
 
 def read_lockfile(folder: Path) -> Lockfile:

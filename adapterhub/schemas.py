@@ -13,7 +13,7 @@ from adapterhub.spec._decode import suggest
 from adapterhub.spec.report import Finding, Severity
 
 SCHEMAS = ("manifest", "provenance", "recipe", "project", "lockfile")
-CODE = "ADP001"
+CODE = "ADP501"
 
 
 @cache

@@ -373,6 +373,16 @@ _DEEP = (
     ),
 )
 
+_DOCUMENTS = (
+    _error(
+        "ADP501",
+        _INVALID,
+        "the document follows its format",
+        "A key that is misspelt or out of bounds would mean something else than was meant.",
+        "see docs/format.md",
+    ),
+)
+
 CHECKS: Mapping[str, Check] = MappingProxyType(
-    {check.code: check for check in (*_FILES, *_CONFIG, *_BASE, *_WEIGHTS, *_DEEP)}
+    {check.code: check for check in (*_FILES, *_CONFIG, *_BASE, *_WEIGHTS, *_DEEP, *_DOCUMENTS)}
 )

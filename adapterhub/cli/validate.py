@@ -18,7 +18,8 @@ from adapterhub.settings import read_settings
 def command(package: str, base: str | None, deep: bool, as_json: bool) -> ExitCode:
     """Check that a package is sound and fits its base model.
 
-    PACKAGE is a folder, or the alias or name of an installed package. Files, manifest and config are checked against
+    PACKAGE is a folder, the alias or name of an installed package, or a single document: a recipe, adapters.yaml,
+    adapters.lock, a manifest. Files, manifest and config are checked against
     each other, and against the base by its headers and fingerprints; no weight is read but with --deep. What could not
     be answered is listed as not checked. The exit code is that of the worst fault.
     """

@@ -10,6 +10,7 @@ from adapterhub.bases import BaseStore
 from adapterhub.errors import AdapterHubError, IntegrityError, UnsatisfiedError, UsageError
 from adapterhub.ops._check_base import Missing, check_base
 from adapterhub.ops._check_config import Contents, check_files_of, check_settings, read_contents
+from adapterhub.ops._check_document import check_document, is_document
 from adapterhub.ops._check_values import values_open, with_values
 from adapterhub.ops._check_weights import check_weights
 from adapterhub.ops._checklist import Checklist
@@ -31,6 +32,8 @@ def validate(
 ) -> Report:
     """Check a package by its folder, or by the alias or name it is installed under; report every fault.
 
+    A single document (a recipe, adapters.yaml, adapters.lock, a manifest) is checked against its format.
+
     base: the id of a base in the base store; by default the one that the package names, where it is there. deep: read
     every weight too, for what headers cannot tell. What could not be answered is reported as not checked.
 
@@ -38,6 +41,9 @@ def validate(
         UnsatisfiedError: there is no such package, or no such base in the store. UsageError: the word names nothing.
     """
     settings = settings if settings is not None else read_settings()
+    document = (cwd if cwd is not None else Path.cwd()) / Path(package).expanduser()
+    if is_document(document):
+        return check_document(document, subject=str(package))
     folder = find_folder(package, settings=settings, cwd=cwd)
     record = BaseStore(settings).get(base) if base is not None else None
     report = check_package(folder, base=record, settings=settings, subject=str(package))

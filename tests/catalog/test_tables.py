@@ -43,7 +43,7 @@ def test_only_the_sum_is_available():
 
 def test_checks_are_whole():
     for code, check in CHECKS.items():
-        assert code == check.code and re.fullmatch(r"ADP[0-4][0-9]{2}", code)
+        assert code == check.code and re.fullmatch(r"ADP[0-5][0-9]{2}", code)
         assert check.title and check.why.endswith(".") and check.hint
         assert (check.severity is Severity.ERROR) == (check.exit_code is not ExitCode.OK)
 

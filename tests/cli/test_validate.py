@@ -35,6 +35,25 @@ def test_deep_reads_the_weights(package, capsys):
     assert [f["code"] for f in findings if f["severity"] == "error"] == ["ADP401"]
 
 
+RECIPE = 'recipe_version: "1.0"\nname: a\nversion: "1.0.0"\nbase_model: b\ndata: {train: t.jsonl}\n'
+
+
+def test_a_single_document(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    assert main(["validate", str(recipe)]) == ExitCode.OK
+    recipe.write_text(RECIPE + "nmae: x\ntraining: {seed: -1}\n")
+    capsys.readouterr()
+    assert main(["validate", str(recipe), "--json"]) == ExitCode.USAGE
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [f["code"] for f in findings] == ["ADP501", "ADP501"]
+    assert "training.seed: must be at least 0" in findings[0]["message"]
+    assert "nmae: unknown key; did you mean 'name'?" in findings[1]["message"]
+    recipe.write_text("name: a\n")
+    assert main(["validate", str(recipe)]) == ExitCode.USAGE
+    assert "recipe_version" in capsys.readouterr().err
+
+
 def test_a_sound_package(package, capsys):
     assert main(["validate", str(package)]) == ExitCode.OK
     out, err = capsys.readouterr()
