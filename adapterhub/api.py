@@ -17,20 +17,34 @@ from adapterhub.ops import base as _base
 from adapterhub.ops import build as _build
 from adapterhub.ops import install as _install
 from adapterhub.ops import list as _list
-from adapterhub.ops import load as _load
 from adapterhub.ops import merge as _merge
 from adapterhub.ops import publish as _publish
 from adapterhub.ops import run as _run
 from adapterhub.ops import show as _show
 from adapterhub.ops import uninstall as _uninstall
-from adapterhub.ops import validate as _validate
+from adapterhub.ops.load import load
+from adapterhub.ops.validate import validate
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import Generation
-from adapterhub.spec.report import Report
 
 if TYPE_CHECKING:
     from adapterhub.registry.base import Published
+
+
+__all__ = [
+    "add_base",
+    "build",
+    "install",
+    "list_adapters",
+    "load",
+    "merge",
+    "publish",
+    "run",
+    "show",
+    "uninstall",
+    "validate",
+]
 
 
 def add_base(
@@ -73,18 +87,6 @@ def build(
         settings=settings,
         progress=progress,
     )
-
-
-def validate(
-    package: str | Path,
-    *,
-    base: str | None = None,
-    deep: bool = False,
-    settings: Settings | None = None,
-    cwd: Path | None = None,
-) -> Report:
-    """Check that a package is sound and fits its base, by headers and configs (deep: and weights); see the report."""
-    return _validate.validate(package, base=base, deep=deep, settings=settings, cwd=cwd)
 
 
 def publish(
@@ -156,24 +158,6 @@ def show(
 ) -> _show.Shown:
     """Return what a package is: an alias, `org/name[@version]`, or a path."""
     return _show.show_adapter(word, environment=find_environment(cwd, settings), registry=registry, cwd=cwd)
-
-
-def load(
-    stack: str | None = None,
-    *,
-    base: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    settings: Settings | None = None,
-    cwd: Path | None = None,
-    progress: Progress = SILENT,
-) -> _load.Loaded:
-    """Load a stack over its base, folded in: `model, tokenizer = adapterhub.load("medical,spanish=0.5")`.
-
-    Raises:
-        UsageError: a word names nothing. IncompatibleError: a member does not fit. UnsatisfiedError: no such base.
-    """
-    return _load.load(stack, base=base, device=device, dtype=dtype, settings=settings, cwd=cwd, progress=progress)
 
 
 def run(
