@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Protocol
 
 from adapterhub.errors import IntegrityError, LocalIOError, UsageError
+from adapterhub.files import temporary_sibling
 from adapterhub.weights._header_json import MAX_ENTRY_CHARACTERS, quoted
 from adapterhub.weights.header import (
     DTYPE_BITS,
@@ -83,7 +83,7 @@ class SafetensorsWriter:
         self._hash = hashlib.sha256()
         self._digest: str | None = None
         self._handle: BinaryIO | None = None
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+        self._temporary = temporary_sibling(path)
 
     @property
     def sha256(self) -> str:
