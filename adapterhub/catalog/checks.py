@@ -87,14 +87,14 @@ _FILES = (
         _DAMAGED,
         "every listed file is there",
         "The manifest lists what belongs to the package.",
-        "fetch the package again",
+        "install it again: adapt install; where it was not installed, fetch it again",
     ),
     _error(
         "ADP005",
         _DAMAGED,
         "every listed file has its recorded size and digest",
         "An edited lora_alpha or a flipped bit loads silently and changes what the adapter does.",
-        "fetch the package again; if you changed it on purpose: adapt pack DIR --force",
+        "install it again: adapt install; if you changed it on purpose: adapt pack DIR --force",
     ),
     _error(
         "ADP006",
