@@ -329,6 +329,7 @@ def write_project(folder: Path, project: Project) -> None:
 
     yaml: Any = YAML(typ="rt")
     yaml.width = 120
+    yaml.preserve_quotes = True
     path, data = folder / PROJECT_FILE, project.to_data()
     document = yaml.load(path.read_text("utf-8")) if path.is_file() else {}
     _merge(document if document is not None else {}, data)
@@ -339,7 +340,7 @@ def write_project(folder: Path, project: Project) -> None:
 
 def _merge(old: Any, new: Mapping[str, Any]) -> None:
     """Bring a round-trip document to say what `new` says, touching only what differs."""
-    for key in [key for key in old if key not in new]:
+    for key in [key for key in old if key not in new and old[key]]:  # an empty part says nothing: it may stay
         del old[key]
     for key, value in new.items():
         if isinstance(value, Mapping) and isinstance(old.get(key), Mapping):

@@ -143,6 +143,7 @@ base_model: smollm2   # the small one
 adapters:
   # contracts
   legal: acme/legal-lora>=1.2,<2
+stacks: {}
 registries:
   "*": ./registry
 """
@@ -153,7 +154,7 @@ def test_an_edited_project_keeps_its_comments_and_order(tmp_path: Path) -> None:
     project = read_project(tmp_path)
     write_project(tmp_path, project.with_adapter("spanish", Requirement.parse("acme/spanish-lora@1.0.0")))
     text = (tmp_path / "adapters.yaml").read_text()
-    for kept in ("# our adapters", "# the small one", "# contracts", 'project_version: "1.0"'):
+    for kept in ("# our adapters", "# the small one", "# contracts", 'project_version: "1.0"', '"*":', "stacks: {}"):
         assert kept in text
     again = read_project(tmp_path)
     assert list(again.adapters) == ["legal", "spanish"]
