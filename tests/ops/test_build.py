@@ -492,3 +492,23 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, home: Settings) 
     assert "Traceback" not in errors
     assert list((tmp_path / "out").iterdir()) == []
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+# --- the real model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["medical", "spanish"])
+def test_a_shipped_recipe_learns_on_the_real_model(name: str, smollm2_home: Path, tmp_path: Path) -> None:
+    """A few steps of each: the held-out loss falls, and the estimate of memory is of the right size."""
+    settings = Settings(home=smollm2_home, threads=2)
+    recipe = Path(__file__).parents[2] / "recipes" / name / "recipe.yaml"
+    overrides = ["training.max_steps=6", "evaluation.max_rows=24"]
+    plan = plan_build(recipe, settings=settings, overrides=overrides, device="cpu")
+    assert plan.warnings == ()
+    assert 1.5e9 < plan.memory < 4e9
+    result = build(recipe, out=tmp_path / name, settings=settings, overrides=overrides, device="cpu")
+    assert result.report.ok, result.report
+    assert result.manifest.metrics["eval_rows"] == 24
+    assert result.manifest.metrics["eval_loss_reduction_low"] > 0
+    assert result.manifest.base_model.fingerprints.weights is not None
