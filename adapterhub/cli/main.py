@@ -159,7 +159,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived; raised so that every `finally` on the way out runs."""
+    """SIGTERM or SIGHUP arrived; raised so that every `finally` on the way out runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, PROGRAM, COMPLETION_VARIABLE, completion)
-    previous = _on_sigterm(_raise_terminated)
+    previous = _catch_endings()
     try:
         code = _run(args)
         console.flush()
@@ -187,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the one place that catches everything
         return _report(error, args)
     finally:
-        _on_sigterm(previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _run(args: list[str]) -> int:
@@ -236,12 +237,21 @@ def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def _on_sigterm(handler: Any) -> Any:
-    """Set the handler of SIGTERM where this thread may, and return the one before."""
-    try:
-        return signal.signal(signal.SIGTERM, handler)
-    except (ValueError, TypeError):  # not the main thread, or a handler that was not set from Python
-        return None
+def _catch_endings() -> dict[int, Any]:
+    """Have SIGTERM, and SIGHUP of a closed terminal, raise _Terminated; return the handlers there were.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays so; a thread that may set no handlers sets none.
+    """
+    previous: dict[int, Any] = {}
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) in (signal.SIG_IGN, None):
+            continue
+        try:
+            previous[number] = signal.signal(number, _raise_terminated)
+        except ValueError:
+            break
+    return previous
 
 
 if __name__ == "__main__":

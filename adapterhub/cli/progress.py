@@ -54,7 +54,7 @@ class LiveProgress:
     def task(self, label: str, *, total: int | None, unit: str = "") -> Iterator[Task]:
         """Draw a bar (or a spinner where there is no total) until the block ends."""
         bars = self._open()
-        number = bars.add_task(console.one_line(label), total=total, amount="", fields="")
+        number = bars.add_task(console.one_line(label), total=total, amount=_amount(0, total, unit), fields="")
         try:
             yield _LiveTask(bars, number, total, unit)
         finally:

@@ -165,11 +165,12 @@ def test_an_interrupt_ends_with_130(adapt: Adapt, what: str) -> None:
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_sigterm_runs_what_cleans_up_and_ends_with_143(adapt: Adapt) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_ending_runs_what_cleans_up_and_ends_with_143(adapt: Adapt, number: signal.Signals) -> None:
     process = adapt.start("boom", "wait")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "cleaned up\nterminated\n")
 
