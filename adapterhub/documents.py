@@ -276,6 +276,7 @@ def read_document(path: Path) -> tuple[str, object, Callable[[object], object]]:
     Raises:
         UnsatisfiedError: there is no such file. InvalidFileError: it is no YAML or JSON, or of no kind of ours.
     """
+    from adapterhub.spec.index import AdapterIndex
     from adapterhub.spec.lockfile import Lockfile
     from adapterhub.spec.manifest import Manifest
     from adapterhub.spec.project import Project
@@ -288,6 +289,7 @@ def read_document(path: Path) -> tuple[str, object, Callable[[object], object]]:
         "project_version": ("project", lambda data: Project.from_data(data, where=str(path))),
         "lock_version": ("lockfile", lambda data: Lockfile.from_data(data, where=str(path))),
         "manifest_version": ("manifest", lambda data: Manifest.from_data(data, where=str(path))),
+        "index_version": ("index", lambda data: AdapterIndex.from_data(data, where=str(path))),
         "provenance_version": ("provenance", lambda data: Provenance.from_data(data, where=str(path))),
     }
     for key, (kind, decode) in kinds.items():

@@ -106,15 +106,15 @@ class Environment:
         return self.folder / ADAPTERS_FOLDER / alias
 
     def registry_of(self, name: PackageName, *, given: str | None, cwd: Path) -> Registry:
-        """Return the one registry of a name: the given one, else the project's, the lock's, the settings'.
+        """Return the one registry of a name: the given one, else the project's, the lock's, the settings', the Hub.
 
         A relative path that was typed (`given`, ADAPTERHUB_REGISTRY) is meant from `cwd`; the registry's `location` is
         the path from this environment's folder, which is what its lockfile can record.
 
         Raises:
-            UsageError: nothing says where to look, or adapters.yaml claims the name for another registry.
+            UsageError: adapters.yaml claims the name for another registry.
         """
-        from adapterhub.registry import open_registry
+        from adapterhub.registry import HUB
 
         claimed = self.project.registry_of(name)
         if given is not None:
@@ -125,17 +125,19 @@ class Environment:
                     where=f"--registry {given}",
                     hint=f"leave --registry out, or change `registries` in {self.folder / PROJECT_FILE}",
                 )
-            return open_registry(typed, relative_to=self.folder)
+            return self._open(typed)
         if claimed is not None:
-            return open_registry(claimed, relative_to=self.folder)
+            return self._open(claimed)
         if (locked := self.lock.by_name(name)) is not None:
-            return open_registry(locked.registry, relative_to=self.folder)
+            return self._open(locked.registry)
         if self.settings.registry is not None:
-            return open_registry(self._as_seen_from_here(self.settings.registry, cwd), relative_to=self.folder)
-        raise UsageError(
-            f"nothing says which registry {name} comes from",
-            hint=f"add --registry PATH, set ADAPTERHUB_REGISTRY, or write `registries:` in {PROJECT_FILE}",
-        )
+            return self._open(self._as_seen_from_here(self.settings.registry, cwd))
+        return self._open(HUB)
+
+    def _open(self, location: str) -> Registry:
+        from adapterhub.registry import open_registry
+
+        return open_registry(location, relative_to=self.folder, offline=self.settings.offline)
 
     def _as_seen_from_here(self, location: str, cwd: Path) -> str:
         path = Path(location).expanduser()

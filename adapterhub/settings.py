@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from adapterhub.errors import UsageError
@@ -27,7 +29,16 @@ VARIABLES: tuple[Variable, ...] = (
         default="the platform's data folder",
         meaning="where the store, the base models, the user environment and the cache lie",
     ),
-    Variable(name="ADAPTERHUB_REGISTRY", default="", meaning="the registry of names that no pattern claims: a folder"),
+    Variable(
+        name="ADAPTERHUB_REGISTRY",
+        default="hub",
+        meaning="the registry of names that no pattern claims: `hub` (the Hugging Face Hub) or a folder",
+    ),
+    Variable(
+        name="ADAPTERHUB_MIN_AGE",
+        default="0",
+        meaning="how long a version must have been published to be chosen: `7d`, `12h`",
+    ),
     Variable(
         name="ADAPTERHUB_THREADS", default="the processors this process may use", meaning="threads of a computation"
     ),
@@ -41,11 +52,13 @@ VARIABLES: tuple[Variable, ...] = (
 class Settings:
     """Where things lie and how to behave.
 
-    home: root of everything adapterhub keeps. registry: the fallback registry's location, or None.
+    home: root of everything adapterhub keeps. registry: the fallback registry's location, or None for the Hub.
+    min_age: versions younger than this are not chosen.
     """
 
     home: Path
     registry: str | None = None
+    min_age: timedelta = timedelta()
     threads: int | None = None
     offline: bool = False
     debug: bool = False
@@ -82,10 +95,27 @@ def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     return Settings(
         home=Path(home).expanduser().absolute() if home else _default_home(),
         registry=env.get("ADAPTERHUB_REGISTRY") or None,
+        min_age=parse_age(env.get("ADAPTERHUB_MIN_AGE", ""), where="ADAPTERHUB_MIN_AGE"),
         threads=_count(env, "ADAPTERHUB_THREADS"),
         offline=_flag(env, "HF_HUB_OFFLINE"),
         debug=_flag(env, "ADAPTERHUB_DEBUG"),
     )
+
+
+def parse_age(text: str, *, where: str) -> timedelta:
+    """Read a length of time: `30m`, `12h`, `7d`, `2w`; nothing or `0` is none at all.
+
+    Raises:
+        UsageError: it is of another form; `where` names the option or variable.
+    """
+    word = text.strip().lower()
+    if word in ("", "0"):
+        return timedelta()
+    match = re.fullmatch(r"([0-9]{1,5})([mhdw])", word)
+    if match is None:
+        raise UsageError(f"{text!r} is not a length of time", where=where, hint="write 30m, 12h, 7d or 2w")
+    units = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+    return timedelta(**{units[match[2]]: int(match[1])})
 
 
 def _default_home() -> Path:

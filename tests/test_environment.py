@@ -213,9 +213,7 @@ NAME = PackageName.parse("acme/legal")
 
 def test_a_registry_is_given_claimed_locked_or_set(tmp_path: Path, settings: Settings, base: Path) -> None:
     here = project(tmp_path / "p", settings)
-    with pytest.raises(UsageError) as caught:
-        here.registry_of(NAME, given=None, cwd=tmp_path)
-    assert "--registry" in (caught.value.hint or "")
+    assert here.registry_of(NAME, given=None, cwd=tmp_path).location == "hub"
     fallback = find_environment(here.folder, replace(settings, registry="set"))
     assert fallback.registry_of(NAME, given=None, cwd=tmp_path).location == "../set"
     put(here.folder, base, "legal")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / "adapterhub"
 # Lowest first. A line's modules may import those of lower lines and, but for the floor that is ordered within, each
 # other; a name stands for the module or for everything below the package.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "progress", "files"),
+    ("errors", "progress", "files", "processes"),
     ("spec",),
     ("settings", "documents", "schemas", "catalog"),
     ("weights",),
@@ -39,7 +39,7 @@ TOP = "adapterhub"
 
 HEAVY = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "gguf", "tokenizers"}
 NUMPY_FLOORS = {"weights", "algebra", "engine"}
-STANDARD_LIBRARY_ONLY = {"errors", "progress", "files", "spec"}
+STANDARD_LIBRARY_ONLY = {"errors", "progress", "files", "processes", "spec"}
 
 
 def modules() -> list[str]:

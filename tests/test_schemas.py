@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from adapterhub.documents import parse_json, parse_yaml
 from adapterhub.errors import InvalidFileError, UsageError
 from adapterhub.schemas import SCHEMAS, check, load_schema
+from adapterhub.spec.index import AdapterIndex
 from adapterhub.spec.lockfile import Lockfile
 from adapterhub.spec.manifest import Manifest
 from adapterhub.spec.project import Project
@@ -28,13 +29,14 @@ DECODERS: dict[str, Callable[[object], Any]] = {
     "recipe": Recipe.from_data,
     "project": Project.from_data,
     "lockfile": Lockfile.from_data,
+    "index": AdapterIndex.from_data,
 }
 # Rules that a JSON Schema cannot say; the decoder alone refuses on their account.
 CROSS_FIELD = re.compile(
     r"one file on some file systems|may not be listed|means one thing|is no adapter of this project|comes twice"
     r"|PEP 440 version range|must be finite|not every platform can store|newer than this|older than this|empty layer"
     r"|num_train_epochs: must be above 0|exactly one of load_in|holds a character that no portable|ends in '#'"
-    r"|is not a branch, tag or commit|is not a finite number|at most 96|not a version of the form"
+    r"|is not a branch, tag or commit|is not a finite number|at most 96|not a version of the form|is not a time such as"
 )
 
 

@@ -7,9 +7,11 @@
         README.md                  the model card, and adapter_provenance.json, where the package had them
 
 A version's folder is written beside its place under a hidden name and renamed when it is whole, so a reader sees all of
-it or nothing; what begins with a dot is never listed. There is no index to keep: the folders are the index. An adapter
-that lies in `<root>/<org>/<name>/` itself (as PEFT saved it, say) is one version too, the one its manifest says or, for
-a plain PEFT folder, the derived 0.0.0+g<12 hex>. Symbolic links are followed to the root and not below it.
+it or nothing; what begins with a dot is never listed. There is no index to keep: the folders are the index, and a
+version was published when its manifest was written. `<version>.yanked.json` beside a version's folder says that it is
+yanked, and why. An adapter that lies in `<root>/<org>/<name>/` itself (as PEFT saved it, say) is one version too, the
+one its manifest says or, for a plain PEFT folder, the derived 0.0.0+g<12 hex>. Symbolic links are followed to the root
+and not below it.
 """
 
 from __future__ import annotations
@@ -18,17 +20,25 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.documents import MAX_JSON_BYTES, parse_json, read_adapter_config
-from adapterhub.errors import IntegrityError, InvalidFileError, LocalIOError, UnsatisfiedError
+from adapterhub.errors import (
+    AdapterHubError,
+    IntegrityError,
+    InvalidFileError,
+    LocalIOError,
+    UnsatisfiedError,
+    UsageError,
+)
 from adapterhub.files import local_io, new_folder, write_atomic
 from adapterhub.package import Package, open_package, refuse_pickles, regular_file
 from adapterhub.progress import Progress
-from adapterhub.registry.base import Description, Listed, Published
+from adapterhub.registry.base import Description, Found, Listed, Published, Query
 from adapterhub.spec._decode import suggest
-from adapterhub.spec.digest import FileEntry, check_relative_path, digest_stream
+from adapterhub.spec.digest import FileEntry, canonical_json, check_relative_path, digest_stream
 from adapterhub.spec.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.spec.provenance import PROVENANCE_FILE
 from adapterhub.spec.refs import PackageName, PackageRef, check_part, parse_version
@@ -36,6 +46,7 @@ from adapterhub.store import Store, StoredPackage, check_same
 from adapterhub.weights import read_header
 
 _DAMAGED = "the registry's copy is damaged: have it published again, or choose another version"
+_MAX_MARK_BYTES = 1 << 16
 _COMPANIONS = (CARD_FILE, PROVENANCE_FILE)
 
 
@@ -75,20 +86,85 @@ class DirectoryRegistry:
             raise UnsatisfiedError(
                 f"the registry has no package {name}", where=self._location, hint=self._nearest(name)
             )
-        return tuple(Listed(version=parse_version(text)) for text in sorted(found, key=parse_version))
+        return tuple(_listed(text, found[text]) for text in sorted(found, key=parse_version))
 
-    def describe(self, ref: PackageRef) -> Description:
+    def search(self, query: Query) -> tuple[Found, ...]:
+        """Return the packages that a query describes, by name; each is judged by the version that it shows."""
+        found = []
+        for name in self.packages():
+            row = self._found(name)
+            if row is not None and _answers(query, *row):
+                found.append(row[0])
+                if len(found) == query.limit:
+                    break
+        return tuple(found)
+
+    def _found(self, name: PackageName) -> tuple[Found, Manifest] | None:
+        """Return a package by its newest version that is whole; one yanked or a pre-release only for want of others."""
+        listed = sorted(
+            self.versions(name), key=lambda item: (item.yanked is None, not item.version.is_prerelease, item.version)
+        )
+        for item in reversed(listed):
+            try:
+                manifest = self._manifest(PackageRef(name, item.version))[1]
+            except AdapterHubError:
+                continue
+            return _told(name, item, manifest), manifest
+        return None
+
+    def at_revision(self, name: PackageName, revision: str) -> Description:
+        """Refuse: a folder has no revisions.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            f"{name}#{revision} asks for a revision, and a folder has none",
+            where=self._location,
+            hint=f"name a version: {name}@X.Y.Z",
+        )
+
+    def set_yanked(self, ref: PackageRef, reason: str | None) -> bool:
+        """Mark a version as yanked, with a reason, or take the mark away (None); return False if nothing changed.
+
+        Raises:
+            UnsatisfiedError: there is no such version.
+        """
+        folder = self._folder_of(ref)
+        if folder.name != str(ref.version):
+            raise UnsatisfiedError(
+                "a plain adapter has no published version that could be yanked", where=str(ref), hint="adapt pack DIR"
+            )
+        if _yanked(folder) == reason:
+            return False
+        mark = _mark_of(folder)
+        if reason is None:
+            with local_io(mark, "take the mark away"):
+                mark.unlink(missing_ok=True)
+        else:
+            write_atomic(mark, canonical_json({"yanked": reason}))
+        return True
+
+    def describe(self, ref: PackageRef, *, revision: str | None = None) -> Description:
         """Return what is known of a package without moving its weights.
+
+        revision: means nothing here; a lockfile that was made elsewhere may name one.
 
         Raises:
             UnsatisfiedError: there is no such version. IntegrityError: the registry's copy is damaged.
             InvalidFileError: its manifest is none that can be read, or it holds what no package may hold.
         """
+        del revision
+        folder, manifest, data = self._manifest(ref)
+        return _describe(folder, ref, manifest, data)
+
+    def _manifest(self, ref: PackageRef) -> tuple[Path, Manifest, bytes | None]:
+        """Return a version's folder, its manifest, and the manifest's bytes (None where it is derived)."""
         folder = self._folder_of(ref)
         if not _lies_in(folder, MANIFEST_FILE):
             if folder.name == str(ref.version):
                 raise IntegrityError("the package has no manifest", where=str(folder), hint=_DAMAGED)
-            return _describe_plain(folder, ref)
+            return folder, open_package(folder).manifest, None
         with open_inside(folder, MANIFEST_FILE) as stream:
             data = stream.read(MAX_JSON_BYTES + 1)
         manifest = _read_manifest(data, folder / MANIFEST_FILE)
@@ -96,7 +172,7 @@ class DirectoryRegistry:
             raise IntegrityError(
                 f"the manifest says version {manifest.version}", where=str(folder / MANIFEST_FILE), hint=_DAMAGED
             )
-        return _describe(folder, ref, manifest, data)
+        return folder, manifest, data
 
     def fetch(self, description: Description, into: Store, *, progress: Progress) -> StoredPackage:
         """Bring what the store lacks of a package into it, verified against the manifest, the marker last.
@@ -300,8 +376,66 @@ def _read_manifest(data: bytes, path: Path) -> Manifest:
     return Manifest.from_data(content, where=str(path))
 
 
-def _describe_plain(folder: Path, ref: PackageRef) -> Description:
-    return _describe(folder, ref, open_package(folder).manifest, None)
+def _listed(version: str, folder: Path) -> Listed:
+    manifest = folder / MANIFEST_FILE
+    path = manifest if _lies_in(folder, MANIFEST_FILE) else folder / CONFIG_FILE
+    try:
+        published = datetime.fromtimestamp(path.lstat().st_mtime, UTC).replace(microsecond=0)
+    except (OSError, OverflowError, ValueError):
+        published = None
+    return Listed(version=parse_version(version), published=published, yanked=_yanked(folder))
+
+
+def _mark_of(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.yanked.json")
+
+
+def _yanked(folder: Path) -> str | None:
+    """Return why a version is yanked; a mark that cannot be read yanks all the same."""
+    mark = _mark_of(folder)
+    try:
+        if mark.is_symlink() or not mark.is_file():
+            return None
+        content = parse_json(mark.read_bytes()[:_MAX_MARK_BYTES], where=str(mark))
+    except (OSError, InvalidFileError):
+        return ""
+    reason = content.get("yanked") if isinstance(content, dict) else None
+    return reason if isinstance(reason, str) else ""
+
+
+def _told(name: PackageName, listed: Listed, manifest: Manifest) -> Found:
+    return Found(
+        name=name,
+        version=listed.version,
+        summary=manifest.summary,
+        base=manifest.base_model.id,
+        method=manifest.method,
+        task=manifest.task,
+        domains=manifest.domains,
+        languages=manifest.languages,
+        license=manifest.license,
+        updated=listed.published,
+    )
+
+
+def _answers(query: Query, found: Found, manifest: Manifest) -> bool:
+    """Say whether every part of a query holds."""
+    words = " ".join((str(found.name), found.summary, *manifest.keywords, *manifest.domains)).casefold()
+
+    def among(wanted: str | None, known: tuple[str, ...]) -> bool:
+        return wanted is None or wanted.casefold() in {item.casefold() for item in known}
+
+    def one(wanted: str | None, known: str | None) -> bool:
+        return among(wanted, () if known is None else (known,))
+
+    return (
+        all(word in words for word in (query.text or "").casefold().split())
+        and among(query.domain, found.domains)
+        and among(query.language, found.languages)
+        and one(query.base, found.base)
+        and one(query.task, found.task)
+        and one(query.method, found.method)
+    )
 
 
 def _describe(folder: Path, ref: PackageRef, manifest: Manifest, data: bytes | None) -> Description:

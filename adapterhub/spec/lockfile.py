@@ -9,10 +9,10 @@ from packaging.version import Version
 from adapterhub.spec._decode import Faults, Reader
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, FileEntry, canonical_json, check_relative_path
-from adapterhub.spec.refs import PackageName, PackageRef, check_alias, parse_version
+from adapterhub.spec.refs import PackageName, PackageRef, Requirement, check_alias, parse_version
 
 LOCK_FILE = "adapters.lock"
-LOCK_VERSION = "1.0"
+LOCK_VERSION = "1.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,9 @@ class LockedPackage:
 
     alias: its key in adapters.yaml, None for one that only a stack package asks for. registry: the location's name as
     adapters.yaml or the user's settings give it. revision: the registry's commit, None where it has none.
-    manifest: the digest of the package's own manifest, None for a derived one (never locked). required_by: what asks
-    for it, as the project (`adapters.yaml`) or packages. base_mismatch: the user overrode a failed base check.
+    manifest: the digest of the package's own manifest, None for a derived one (never locked). requires: what a stack
+    asks for, in its order; empty for an adapter. required_by: what asks for it, as the project (`adapters.yaml`) or
+    packages. base_mismatch: the user overrode a failed base check.
     """
 
     alias: str | None
@@ -44,6 +45,7 @@ class LockedPackage:
     revision: str | None = None
     manifest: Digest | None = None
     files: tuple[FileEntry, ...] = ()
+    requires: tuple[Requirement, ...] = ()
     required_by: tuple[str, ...] = ()
     base_mismatch: bool = False
 
@@ -73,6 +75,7 @@ class LockedPackage:
             revision=r.optional_string("revision", max_length=255),
             manifest=r.optional_parse("manifest", Digest.parse),
             files=tuple(sorted(files)) if r.clean else (),
+            requires=_requirements(r),
             required_by=r.strings("required_by", ()),
             base_mismatch=r.boolean("base_mismatch", False),
         )
@@ -89,9 +92,20 @@ class LockedPackage:
             "revision": self.revision,
             "manifest": None if self.manifest is None else str(self.manifest),
             "files": [entry.to_data() for entry in sorted(self.files)],
+            "requires": [str(requirement) for requirement in self.requires],
             "required_by": sorted(self.required_by),
             "base_mismatch": self.base_mismatch,
         }
+
+
+def _requirements(r: Reader) -> tuple[Requirement, ...]:
+    found = []
+    for index, text in enumerate(r.strings("requires", ())):
+        try:
+            found.append(Requirement.parse(text))
+        except ValueError as error:
+            r.fault(f"requires[{index}]", str(error))
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
