@@ -1,7 +1,7 @@
 """adapter_index.json: what a Hub repository says of its versions, one row each.
 
-Written in the commit that publishes a version, before its tag. The tags rule: a row without its tag is a publication that was not finished, a tag without a row is a version that
-somebody else's tool made.
+Written in the commit that publishes a version, before its tag. The tags rule: a row without its tag is a publication
+that was not finished, a tag without a row is a version that somebody else's tool made.
 """
 
 from __future__ import annotations
