@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from adapterhub.registry import Registry
 
 ADAPTERS_FOLDER = ".adapters"
+# Below it, by full name: what nothing but a stack package asks for, and so has no alias.
+MEMBERS_FOLDER = ".members"
 _MAX_NESTED = 16
 
 
@@ -105,6 +107,12 @@ class Environment:
         """Where an installed adapter lies, a folder that PEFT loads."""
         return self.folder / ADAPTERS_FOLDER / alias
 
+    def path_of(self, entry: LockedPackage) -> Path:
+        """Where a locked package lies: by its alias, or by its name when only a stack package asks for it."""
+        if entry.alias is not None:
+            return self.adapter_path(entry.alias)
+        return self.folder / ADAPTERS_FOLDER / MEMBERS_FOLDER / entry.name.key
+
     def registry_of(self, name: PackageName, *, given: str | None, cwd: Path) -> Registry:
         """Return the one registry of a name: the given one, else the project's, the lock's, the settings', the Hub.
 
@@ -125,16 +133,16 @@ class Environment:
                     where=f"--registry {given}",
                     hint=f"leave --registry out, or change `registries` in {self.folder / PROJECT_FILE}",
                 )
-            return self._open(typed)
+            return self._registry_at(typed)
         if claimed is not None:
-            return self._open(claimed)
+            return self._registry_at(claimed)
         if (locked := self.lock.by_name(name)) is not None:
-            return self._open(locked.registry)
+            return self._registry_at(locked.registry)
         if self.settings.registry is not None:
-            return self._open(self._as_seen_from_here(self.settings.registry, cwd))
-        return self._open(HUB)
+            return self._registry_at(self._as_seen_from_here(self.settings.registry, cwd))
+        return self._registry_at(HUB)
 
-    def _open(self, location: str) -> Registry:
+    def _registry_at(self, location: str) -> Registry:
         from adapterhub.registry import open_registry
 
         return open_registry(location, relative_to=self.folder, offline=self.settings.offline)
@@ -191,9 +199,7 @@ class Environment:
         raise UsageError(f"{word} is not installed", hint=f"adapt install {word}; {self._candidates()}")
 
     def _located(self, word: str, entry: LockedPackage) -> Located:
-        if entry.alias is None:
-            raise UsageError(f"{word} is installed for a stack only and has no alias", where=str(self.folder))
-        folder = self.adapter_path(entry.alias)
+        folder = self.path_of(entry)
         if not folder.is_dir():
             raise UnsatisfiedError(f"{entry.ref} is locked but not installed", where=str(folder), hint="adapt install")
         return Located(word=word, folder=folder, entry=entry, environment=self)
@@ -230,8 +236,8 @@ class Environment:
         layers: list[ActiveLayer] = []
         combination = stack.combination if stack is not None else DEFAULT_COMBINATION
         if stack is not None:
-            named = self._only_named(stack)
-            combination = named.combination if named is not None else combination
+            if len(stack.layers) == 1:  # a stack of one word that is a stack itself is combined as that one says
+                combination = self._combination_of(stack.layers[0].word, here) or combination
             layers = [layer for item in stack.layers for layer in self._expand(item, 1.0, combination, here, ())]
         _refuse_twice(layers)
         base = _common_base([layer for layer in layers if not layer.base_mismatch])
@@ -247,40 +253,66 @@ class Environment:
         aliases = {entry.alias for entry in self.lock.entries if entry.alias} | set(self.project.adapters)
         return Stack(layers=(StackLayer(word=aliases.pop()),)) if len(aliases) == 1 else None
 
-    def _only_named(self, stack: Stack) -> Stack | None:
-        """Return the named stack that a stack of one word stands for; it brings its own combination."""
-        return self.project.stacks.get(stack.layers[0].word) if len(stack.layers) == 1 else None
+    def _combination_of(self, word: str, cwd: Path) -> str | None:
+        """Return how the stack that a word names is combined; None if the word is an adapter's."""
+        if (named := self.project.stacks.get(word)) is not None:
+            return named.combination
+        manifest = self._open(self.find(word, cwd=cwd)).manifest
+        return manifest.combination or DEFAULT_COMBINATION if manifest.kind == "stack" else None
 
     def _expand(
         self, layer: StackLayer, factor: float, combination: str, cwd: Path, through: tuple[str, ...]
     ) -> Iterator[ActiveLayer]:
-        """Walk over the adapters that one layer stands for, named stacks opened, coefficients multiplied."""
+        """Walk over the adapters that one layer stands for, stacks opened, coefficients multiplied.
+
+        A stack is one of adapters.yaml, named by a word, or a package of kind `stack`.
+        """
         weight = factor * layer.weight
         named = self.project.stacks.get(layer.word)
         if named is not None:
-            path = (*through, layer.word)
-            if layer.word in through or len(path) > _MAX_NESTED:
-                raise InvalidFileError(
-                    f"the stacks go round: {' → '.join(path)}", where=str(self.folder / PROJECT_FILE)
-                )
-            if named.combination != combination:
-                raise UsageError(
-                    f"the stack {layer.word!r} is combined by {named.combination}, the one around it by {combination}",
-                    hint=f"use {layer.word!r} alone, or name its adapters one by one",
-                )
+            path = self._one_deeper(layer.word, named.combination, combination, through)
             for inner in named.layers:
                 yield from self._expand(inner, weight, combination, self.folder, path)
             return
-        from adapterhub.package import open_package
-
         found = self.find(layer.word, cwd=cwd)
+        package = self._open(found)
+        if package.manifest.kind == "stack":
+            word = str(found.entry.name) if found.entry else layer.word
+            path = self._one_deeper(word, package.manifest.combination or DEFAULT_COMBINATION, combination, through)
+            place = found.environment or self
+            for item in package.manifest.requires:
+                member = StackLayer(word=str(item.requirement.name), weight=item.weight)
+                yield from place._expand(member, weight, combination, cwd, path)
+            return
         yield ActiveLayer(
             word=layer.word,
-            package=open_package(found.folder),
+            package=package,
             weight=weight,
             alias=found.entry.alias if found.entry else None,
             base_mismatch=bool(found.entry and found.entry.base_mismatch),
         )
+
+    def _one_deeper(self, word: str, combination: str, around: str, through: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the way down to a stack inside a stack.
+
+        Raises:
+            InvalidFileError: it goes round. UsageError: the two are combined in different ways.
+        """
+        path = (*through, word)
+        if word in through or len(path) > _MAX_NESTED:
+            raise InvalidFileError(f"the stacks go round: {' → '.join(path)}", where=str(self.folder / PROJECT_FILE))
+        if combination != around:
+            raise UsageError(
+                f"the stack {word!r} is combined by {combination}, the one around it by {around}",
+                hint=f"use {word!r} alone, or name its adapters one by one",
+            )
+        return path
+
+    @staticmethod
+    def _open(found: Located) -> Package:
+        from adapterhub.package import open_package
+
+        return open_package(found.folder)
 
 
 def find_environment(cwd: Path | None = None, settings: Settings | None = None) -> Environment:

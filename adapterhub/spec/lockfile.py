@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
 from adapterhub.spec._decode import Faults, Reader
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, FileEntry, canonical_json, check_relative_path
-from adapterhub.spec.refs import PackageName, PackageRef, Requirement, check_alias, parse_version
+from adapterhub.spec.refs import REVISION_PATTERN, PackageName, PackageRef, Requirement, check_alias, parse_version
 
 LOCK_FILE = "adapters.lock"
 LOCK_VERSION = "1.1"
@@ -32,7 +33,8 @@ class LockedPackage:
     """One package as it was resolved.
 
     alias: its key in adapters.yaml, None for one that only a stack package asks for. registry: the location's name as
-    adapters.yaml or the user's settings give it. revision: the registry's commit, None where it has none.
+    adapters.yaml or the user's settings give it. revision: the registry's commit, None where it has none;
+    requested_revision: the branch, tag or commit that was asked for, None for a version.
     manifest: the digest of the package's own manifest, None for a derived one (never locked). requires: what a stack
     asks for, in its order; empty for an adapter. required_by: what asks for it, as the project (`adapters.yaml`) or
     packages. base_mismatch: the user overrode a failed base check.
@@ -43,6 +45,7 @@ class LockedPackage:
     version: Version
     registry: str
     revision: str | None = None
+    requested_revision: str | None = None
     manifest: Digest | None = None
     files: tuple[FileEntry, ...] = ()
     requires: tuple[Requirement, ...] = ()
@@ -73,6 +76,9 @@ class LockedPackage:
             version=r.parse("version", parse_version),
             registry=r.string("registry"),
             revision=r.optional_string("revision", max_length=255),
+            requested_revision=r.optional_string(
+                "requested_revision", pattern=REVISION_PATTERN, max_length=255, shape="a branch, tag or commit"
+            ),
             manifest=r.optional_parse("manifest", Digest.parse),
             files=tuple(sorted(files)) if r.clean else (),
             requires=_requirements(r),
@@ -90,6 +96,7 @@ class LockedPackage:
             "version": str(self.version),
             "registry": self.registry,
             "revision": self.revision,
+            "requested_revision": self.requested_revision,
             "manifest": None if self.manifest is None else str(self.manifest),
             "files": [entry.to_data() for entry in sorted(self.files)],
             "requires": [str(requirement) for requirement in self.requires],
@@ -158,3 +165,27 @@ class Lockfile:
     def by_name(self, name: PackageName) -> LockedPackage | None:
         """Return the entry of a package."""
         return next((entry for entry in self.entries if entry.name.key == name.key), None)
+
+    def closure(self, names: Iterable[PackageName]) -> tuple[LockedPackage, ...]:
+        """Return the entries of packages and of all that they require, in the lock's order."""
+        by_key = {entry.name.key: entry for entry in self.entries}
+        waiting, reached = [name.key for name in names], set[str]()
+        while waiting:
+            key = waiting.pop()
+            if key in by_key and key not in reached:
+                reached.add(key)
+                waiting += [requirement.name.key for requirement in by_key[key].requires]
+        return tuple(entry for entry in self.entries if entry.name.key in reached)
+
+    def settled(self, root: str) -> Lockfile:
+        """Return the lock with `required_by` told anew, and without what neither an alias nor a package asks for.
+
+        root: what stands in `required_by` for the project.
+        """
+        kept = self.closure(entry.name for entry in self.entries if entry.alias is not None)
+        askers: dict[str, set[str]] = {entry.name.key: {root} if entry.alias is not None else set() for entry in kept}
+        for entry in kept:
+            for requirement in entry.requires:
+                askers.get(requirement.name.key, set()).add(str(entry.name))
+        entries = (replace(entry, required_by=tuple(sorted(askers[entry.name.key]))) for entry in kept)
+        return replace(self, entries=tuple(entries))
