@@ -46,7 +46,7 @@ def create_repo(service: Service, request: Request) -> Response:
     body = request.json()
     private = body.get("visibility") == "private" or body.get("private") is True
     with service.store.changing():
-        present = service.store.repos.get((kind, repo_id))
+        present = service.store.find(kind, repo_id)
         if present is not None:
             raise HubError(
                 409, "You already created this model repo", extra={"url": f"{service.endpoint}/{present.page_path}"}

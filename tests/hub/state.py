@@ -166,6 +166,17 @@ class Store:
             self.users[token] = user
         return user
 
+    def find(self, kind: str, repo_id: str) -> Repo | None:
+        """Find a repository whatever the case of its name: on the Hub, names that differ in case alone are one."""
+        with self.lock:
+            exact = self.repos.get((kind, repo_id))
+            if exact is not None:
+                return exact
+            wanted = repo_id.casefold()
+            return next(
+                (repo for (of, name), repo in self.repos.items() if of == kind and name.casefold() == wanted), None
+            )
+
     def create_repo(
         self, repo_id: str, *, author: str, kind: str = "models", private: bool = False, gated: Gated = False
     ) -> Repo:
@@ -175,7 +186,7 @@ class Store:
             HubError: 409 where the name is taken.
         """
         with self.lock:
-            if (kind, repo_id) in self.repos:
+            if self.find(kind, repo_id) is not None:
                 raise HubError(409, "You already created this model repo")
             self.moved.pop((kind, repo_id), None)
             repo = Repo(kind=kind, id=repo_id, private=private, gated=gated, created=self.tick())

@@ -228,3 +228,15 @@ def test_what_is_not_kept_is_refused(hub: Hub, hub_client: HubClient) -> None:
         hub_client.api().model_info("alice/legal", expand=["gguf"])
     with pytest.raises(HubError):
         hub.add_repo("alice/legal")
+
+
+def test_names_that_differ_in_case_alone_are_one(hub: Hub, hub_client: HubClient) -> None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub.add_repo("acme/Legal", {"a.txt": b"a"})
+    api = hub_client.api(hub.add_user("acme").token)
+    assert api.model_info("acme/legal").id == "acme/Legal"
+    assert api.create_repo("acme/LEGAL", exist_ok=True).repo_id == "acme/Legal"
+    with pytest.raises(HfHubHTTPError):
+        api.create_repo("acme/LEGAL")
+    assert [repo.id for repo in hub.store.repos.values()] == ["acme/Legal"]

@@ -115,13 +115,13 @@ class Service:
         return user
 
     def repo(self, request: Request, kind: str, repo_id: str) -> Repo:
-        """Find a repository that the caller may see; others look missing.
+        """Find a repository that the caller may see, whatever the case of its name; others look missing.
 
         Raises:
             HubError: 401 (anonymous) or 404 RepoNotFound, 403 when disabled, 307 for an old name.
         """
         user = self.caller(request)
-        repo = self.store.repos.get((kind, repo_id))
+        repo = self.store.find(kind, repo_id)
         new_name = self.store.moved.get((kind, repo_id))
         if repo is None and new_name and request.method in ("GET", "HEAD"):
             moved = HubError(307, f"Moved to {new_name}")
