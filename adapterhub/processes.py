@@ -9,6 +9,7 @@ import socket
 from functools import cache
 from pathlib import Path
 
+FORGOTTEN_AFTER = 7 * 24 * 3600.0
 _OWNER = re.compile(r"(?P<host>[0-9a-f]{8})-(?P<pid>[0-9]+)-(?P<start>[0-9]+)-(?P<nonce>[0-9a-f]{8})")
 
 
@@ -41,6 +42,26 @@ def may_be_alive(owner: str) -> bool:
         return False
     start = _start_of(pid)
     return start is None or match["start"] in ("0", str(start))
+
+
+def is_abandoned(owner: str, *, age: float) -> bool:
+    """Say whether what an owner left `age` seconds ago may be taken away.
+
+    It may when the process is gone. One of another machine, or of this one before it was last started, cannot be asked
+    after: what it left counts as abandoned after a week.
+
+    Raises:
+        ValueError: `owner` is no word of `new_owner`.
+    """
+    if not may_be_alive(owner):
+        return True
+    here = owner.startswith(f"{_host()}-") and os.name != "nt"
+    return not here and age > FORGOTTEN_AFTER
+
+
+def is_running(pid: int) -> bool:
+    """Say whether a process of this number may be running on this machine."""
+    return _exists(pid)
 
 
 @cache

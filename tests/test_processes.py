@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from adapterhub.processes import may_be_alive, new_owner, owner_in
+from adapterhub.processes import FORGOTTEN_AFTER, is_abandoned, is_running, may_be_alive, new_owner, owner_in
 
 CHILD = "from adapterhub.processes import new_owner; print(new_owner(), flush=True); input()"
 
@@ -44,3 +44,23 @@ def test_a_process_of_another_machine_may_always_be_alive() -> None:
 def test_a_word_that_names_no_process_is_an_error() -> None:
     with pytest.raises(ValueError, match="names no process"):
         may_be_alive("somebody")
+
+
+def test_what_a_process_left_is_abandoned_when_it_is_gone() -> None:
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        owner = child.stdout.readline().decode().strip()
+        assert not is_abandoned(owner, age=10 * FORGOTTEN_AFTER) or sys.platform == "win32"
+        assert is_running(child.pid)
+        child.kill()
+        child.wait()
+    assert is_abandoned(owner, age=0)
+    if sys.platform != "win32":
+        assert not is_running(child.pid)
+
+
+def test_what_another_machine_left_is_abandoned_after_a_week() -> None:
+    _, pid, start, nonce = new_owner().split("-")
+    other = f"00000000-{pid}-{start}-{nonce}"
+    assert not is_abandoned(other, age=FORGOTTEN_AFTER - 1)
+    assert is_abandoned(other, age=FORGOTTEN_AFTER + 1)
