@@ -19,11 +19,12 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 TRAINING_LOG_FILE = "training_log.jsonl"
+LOSS_PLOT_FILE = "loss.svg"
 MANIFEST_VERSION = "1.0"
 KINDS = ("adapter", "stack")
 DERIVED_VERSION = "0.0.0"
 # Files that describe a package but are no part of its payload: never listed, never locked.
-UNLISTED_FILES = (MANIFEST_FILE, "adapter_provenance.json", CARD_FILE, TRAINING_LOG_FILE)
+UNLISTED_FILES = (MANIFEST_FILE, "adapter_provenance.json", CARD_FILE, TRAINING_LOG_FILE, LOSS_PLOT_FILE)
 
 _EMPTY: Mapping[str, Frozen] = MappingProxyType({})
 WORD_PATTERN = r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,63}"
@@ -102,7 +103,7 @@ class Manifest:
 
     name: without an organisation, so that a transfer keeps the digest. version: PEP 440, X.Y.Z.
     hyperparameters: PEFT's own names (`r`, `lora_alpha`, `target_modules` …) as saved in adapter_config.json.
-    metrics: what was measured on held-out rows. extra: free-form, never interpreted.
+    metrics: what was measured on held-out rows. extra: free-form; of it `data_licenses` alone is read (ops/_licences.py).
     """
 
     name: str
