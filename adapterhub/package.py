@@ -298,33 +298,63 @@ def _derive(
 ) -> tuple[Manifest, tuple[str, ...]]:
     refuse_pickles(folder, (WEIGHTS_FILE,))
     regular_file(folder, WEIGHTS_FILE)
-    method = method_of_config(config)
-    if method is None:
-        check = CHECKS["ADP103" if config.get("peft_type") else "ADP102"]
-        raise InvalidFileError(
-            f"peft_type {config.get('peft_type')!r} is not known",
-            where=str(folder / CONFIG_FILE),
-            hint=check.hint,
-            code=check.code,
-        )
+    method_name_of(config, where=str(folder / CONFIG_FILE))
+    files = hash_payload(folder, payload_names(folder))
+    version = Version(f"{DERIVED_VERSION}+g{payload_digest(files).short}")
+    where = str(folder / CONFIG_FILE)
+    return derive_from(config, files, name=name_of_folder(folder), version=version, base=base, where=where)
+
+
+def derive_from(
+    config: Mapping[str, Frozen],
+    files: tuple[FileEntry, ...],
+    *,
+    name: str,
+    version: Version,
+    where: str,
+    base: BaseModelRef | None = None,
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Make a manifest out of an adapter_config.json and the entries of the payload; return it with notes.
+
+    `base` replaces what the config says about the base model. `where` is the config's place, for errors.
+
+    Raises:
+        UnsatisfiedError: the config names no base model and none was given.
+        InvalidFileError: the config names no method that PEFT has, or breaks the format's own rules.
+    """
+    method = method_name_of(config, where=where)
     notes = [f"no {MANIFEST_FILE}: derived from {CONFIG_FILE}"]
     if base is None:
-        base, note = base_of_config(config, where=str(folder / CONFIG_FILE))
+        base, note = base_of_config(config, where=where)
         notes += [note] if note else []
-    files = hash_payload(folder, payload_names(folder))
     task, peft = config.get("task_type"), config.get("peft_version")
     manifest = Manifest(
-        name=name_of_folder(folder),
-        version=Version(f"{DERIVED_VERSION}+g{payload_digest(files).short}"),
+        name=name,
+        version=version,
         base_model=base,
-        method=method.name,
+        method=method,
         task=task if isinstance(task, str) else None,
         hyperparameters=hyperparameters_of(config),
         files=files,
         built_from=Origin(tools=MappingProxyType({"peft": peft} if isinstance(peft, str) else {})),
     )
     # What came from a stranger's config has to pass the format's own rules before anyone relies on it.
-    return Manifest.from_data(manifest.to_data(), where=str(folder / CONFIG_FILE)), tuple(notes)
+    return Manifest.from_data(manifest.to_data(), where=where), tuple(notes)
+
+
+def method_name_of(config: Mapping[str, Frozen], *, where: str) -> str:
+    """Return the catalog's name of the method that a config names.
+
+    Raises:
+        InvalidFileError: it names none that PEFT has.
+    """
+    method = method_of_config(config)
+    if method is None:
+        check = CHECKS["ADP103" if config.get("peft_type") else "ADP102"]
+        raise InvalidFileError(
+            f"peft_type {config.get('peft_type')!r} is not known", where=where, hint=check.hint, code=check.code
+        )
+    return method.name
 
 
 def hyperparameters_of(config: Mapping[str, Frozen]) -> Mapping[str, Frozen]:
