@@ -24,6 +24,7 @@ from typing import BinaryIO
 from adapterhub.documents import parse_json
 from adapterhub.errors import IntegrityError, InvalidFileError
 from adapterhub.files import link_or_copy, local_io, sync_folder, write_atomic
+from adapterhub.processes import new_owner
 from adapterhub.progress import Task
 from adapterhub.spec._decode import Faults, Reader
 from adapterhub.spec.digest import (
@@ -41,8 +42,12 @@ REF_VERSION = "1.0"
 # 1980-01-02: later than what zip archives can say, in whole even seconds for file systems that round, and no time at
 # which anything was really written.
 VERIFIED_TIME = 315_619_200 * 10**9
+# What a sweep has put aside lies below it, each file under its path in the store (adapterhub/store/collect.py).
+TRASH_FOLDER = "trash"
+TEMPORARY_FOLDER = "tmp"
 _READ_ONLY = 0o444
 _LINKED_SUFFIX = ".safetensors"
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +125,7 @@ class Store:
     def has_blob(self, entry: FileEntry) -> bool:
         """Say whether a payload file is here and whole; hashed only if touched since it was verified."""
         path = self.blob_path(entry.digest)
-        if not is_intact(path, entry):
+        if not is_intact(path, entry) and not (self._brought_back(path) and is_intact(path, entry)):
             return False
         _stamp(path)
         return True
@@ -147,6 +152,21 @@ class Store:
                 os.fsync(out.fileno())
             _move_into_place(temporary, target)
 
+    def adopt_blob(self, path: Path, entry: FileEntry) -> None:
+        """Move a file of this store's file system into place as a blob; the caller has hashed it while it was written.
+
+        Raises:
+            IntegrityError: its size is not the entry's. LocalIOError: the disk said no.
+        """
+        target = self.blob_path(entry.digest)
+        with local_io(target, "write into the store"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb+") as stream:
+                check_same(entry, entry.digest, os.fstat(stream.fileno()).st_size, where=str(path))
+                _stamp(path)
+                os.fsync(stream.fileno())
+            _move_into_place(path, target)
+
     def add_manifest(self, data: bytes) -> Digest:
         """Keep a package's own manifest, byte for byte; return its digest."""
         digest = Digest.of(data)
@@ -157,9 +177,7 @@ class Store:
 
     def manifest_bytes(self, digest: Digest) -> bytes | None:
         """Return a manifest's bytes; None if it is absent or damaged."""
-        path = self.manifest_path(digest)
-        with local_io(path, "read the manifest"):
-            data = path.read_bytes() if path.is_file() else None
+        data = self._read(self.manifest_path(digest))
         return data if data is not None and Digest.of(data) == digest else None
 
     def add_ref(self, package: StoredPackage) -> None:
@@ -194,14 +212,64 @@ class Store:
 
     def _read_ref(self, path: Path) -> StoredPackage | None:
         """Read a marker; one that a crash cut short counts as absent, and the next install writes it again."""
-        if not path.is_file():
+        data = self._read(path)
+        if data is None:
             return None
-        with local_io(path, "read the store"):
-            data = path.read_bytes()
         try:
             return StoredPackage.from_data(parse_json(data, where=str(path)), where=str(path))
         except InvalidFileError:
             return None
+
+    def _put_file(self, entry: FileEntry, target: Path) -> None:
+        blob = self.blob_path(entry.digest)
+        with local_io(target, "install the file"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for _ in range(_ATTEMPTS):
+                if not self.has_blob(entry):
+                    break
+                try:
+                    if entry.path.endswith(_LINKED_SUFFIX):
+                        if link_or_copy(blob, target) != "hardlink":
+                            _stamp(target)
+                    else:
+                        shutil.copyfile(blob, target)
+                except FileNotFoundError:  # a sweep put it aside this very moment: the next look brings it back
+                    continue
+                return
+        raise IntegrityError(
+            "the stored file is missing or damaged", where=str(blob), hint="run the same command again"
+        )
+
+    def _read(self, path: Path) -> bytes | None:
+        """Return a small file of the store; None if there is none."""
+        for _ in range(2):
+            with local_io(path, "read the store"):
+                try:
+                    return path.read_bytes()
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    pass
+            if not self._brought_back(path):
+                break
+        return None
+
+    def _brought_back(self, path: Path) -> bool:
+        """Take a file out of a sweep's trash again, where it lies there and nothing lies in its place."""
+        if os.path.lexists(path):
+            return False
+        try:
+            owners = sorted((self.root / TRASH_FOLDER).iterdir())
+        except OSError:
+            return False
+        for owner in owners:
+            aside = owner / path.relative_to(self.root)
+            if aside.is_file():
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    aside.replace(path)
+                except OSError:  # the sweep was faster, or this store may only be read
+                    continue
+                return True
+        return False
 
     def put_files(self, package: StoredPackage, folder: Path) -> None:
         """Lay a package out as a folder that PEFT loads: weights linked, the rest copied, its manifest beside them.
@@ -210,19 +278,7 @@ class Store:
             IntegrityError: the store lost a file. LocalIOError: the disk said no.
         """
         for entry in package.files:
-            target = folder / check_relative_path(entry.path)
-            blob = self.blob_path(entry.digest)
-            if not self.has_blob(entry):
-                raise IntegrityError(
-                    "the stored file is missing or damaged", where=str(blob), hint="run the same command again"
-                )
-            with local_io(target, "install the file"):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if entry.path.endswith(_LINKED_SUFFIX):
-                    if link_or_copy(blob, target) == "copy":
-                        _stamp(target)
-                else:
-                    shutil.copyfile(blob, target)
+            self._put_file(entry, folder / check_relative_path(entry.path))
         if package.manifest is not None:
             data = self.manifest_bytes(package.manifest)
             if data is None:
@@ -232,7 +288,7 @@ class Store:
     @contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:
         """Give a fresh name on the store's own file system, and leave nothing behind under it."""
-        temporary = self.root / "tmp" / f"{target.name[:12]}.{os.getpid()}-{os.urandom(4).hex()}"
+        temporary = self.root / TEMPORARY_FOLDER / f"{target.name[:12]}.{new_owner()}"
         with local_io(target, "write into the store"):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -253,7 +309,10 @@ def is_intact(path: Path, entry: FileEntry) -> bool:
     if status.st_mtime_ns == VERIFIED_TIME:
         return True
     with local_io(path, "read the file"):
-        return digest_file(path)[0] == entry.digest
+        try:
+            return digest_file(path)[0] == entry.digest
+        except FileNotFoundError:
+            return False
 
 
 def check_same(entry: FileEntry, digest: Digest, size: int, *, where: str, hint: str | None = None) -> None:
@@ -298,6 +357,9 @@ def _stamp(path: Path) -> None:
 def _move_into_place(temporary: Path, target: Path) -> None:
     """Rename over whatever is there; Windows refuses that for a read-only or open file."""
     try:
+        temporary.replace(target)
+    except FileNotFoundError:  # the folder was empty, and somebody tidied up
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.replace(target)
     except PermissionError:
         target.chmod(0o644)

@@ -24,6 +24,7 @@ from adapterhub.weights.header import (
     header_end,
     parse_header,
     read_header,
+    refuse_other_kinds,
     sniff,
 )
 from adapterhub.weights.writer import SafetensorsWriter, TensorSpec, aligned_order
@@ -46,6 +47,7 @@ __all__ = [
     "parse_header",
     "read_bytes",
     "read_header",
+    "refuse_other_kinds",
     "sniff",
     "tensor_table_digest",
     "to_bf16_bytes",

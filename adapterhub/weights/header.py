@@ -175,14 +175,23 @@ def read_header_from(handle: BinaryIO, path: Path) -> Header:
     try:
         file_size = os.fstat(handle.fileno()).st_size
         prefix = read_up_to(handle, _LENGTH_BYTES + 1)
-        kind = _kind_of(prefix, file_size)
-        if kind in ("pickle", "zip", "gguf"):
-            raise _not_safetensors(path, kind)
+        refuse_other_kinds(prefix, file_size=file_size, where=str(path))
         end = header_end(prefix, file_size=file_size, file=path.name)
         prefix += read_up_to(handle, end - len(prefix))
     except OSError as error:
         raise cannot_read(path, error) from error
     return parse_header(prefix, file_size=file_size, file=path.name)
+
+
+def refuse_other_kinds(first_bytes: bytes, *, file_size: int, where: str) -> None:
+    """Refuse a pickle, zip or GGUF under a safetensors name by the file's first 9 bytes.
+
+    Raises:
+        InvalidFileError: it is one.
+    """
+    kind = _kind_of(first_bytes, file_size)
+    if kind in ("pickle", "zip", "gguf"):
+        raise _not_safetensors(where, kind)
 
 
 def sniff(path: Path) -> FileKind:
@@ -355,14 +364,14 @@ def _kind_of(prefix: bytes, file_size: int) -> FileKind:
     return "unknown"
 
 
-def _not_safetensors(path: Path, kind: FileKind) -> InvalidFileError:
+def _not_safetensors(where: str, kind: FileKind) -> InvalidFileError:
     if kind == "gguf":
         return InvalidFileError(
-            "is a GGUF file, not safetensors", where=str(path), hint=f"adapt base add NAME --from {path}"
+            "is a GGUF file, not safetensors", where=where, hint=f"adapt base add NAME --from {where}"
         )
     inside = "a pickle" if kind == "pickle" else "a zip archive, as torch.save writes it, with a pickle inside"
     return InvalidFileError(
         f"is {inside}, not safetensors; pickles can run code and are never opened",
-        where=str(path),
+        where=where,
         hint="ask its author for safetensors, or, where you trust it, convert it with safetensors.torch.save_file",
     )
