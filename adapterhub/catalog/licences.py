@@ -31,7 +31,8 @@ class Licence:
     licences whose terms are one another's, up to their version. share_alike: a derived work carries the licence, or one
     of `passes_to`. terms: restrictions of use, or an agreement, that whoever passes a derived work on has to pass on.
     notice: what a derived work has to show. name_begins: how the name of a derived model has to begin. aliases: other
-    spellings, in lower case. heading: a regular expression that the beginning of its text matches, in any case.
+    spellings, in lower case. on_hub: whether the Hub's list has the id; else it is a card's `license_name` beside
+    `license: other`. heading: a regular expression that the beginning of its text matches, in any case.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Licence:
     notice: str | None = None
     name_begins: str | None = None
     aliases: tuple[str, ...] = ()
+    on_hub: bool = True
     heading: str | None = None
 
     def takes(self, other: Licence) -> bool:
@@ -69,6 +71,12 @@ def _copyleft(
     return Licence(id=id, url=url, share_alike=True, passes_to=passes_to, aliases=aliases, heading=heading)
 
 
+_CC_ON_HUB = {
+    *("by-2.0", "by-2.5", "by-3.0", "by-4.0", "by-sa-3.0", "by-sa-4.0", "by-nc-2.0", "by-nc-3.0", "by-nc-4.0"),
+    *("by-nd-4.0", "by-nc-nd-3.0", "by-nc-nd-4.0", "by-nc-sa-2.0", "by-nc-sa-3.0", "by-nc-sa-4.0"),
+}
+
+
 def _cc(kind: str, version: str) -> Licence:
     """Return a Creative Commons licence of a kind (`by-nc-sa`) and version, by the meaning of the kind's parts.
 
@@ -84,6 +92,7 @@ def _cc(kind: str, version: str) -> Licence:
         derivatives="nd" not in kind,
         share_alike="sa" in kind,
         passes_to=tuple(f"cc-{kind}-{item}" for item in later if item > version) if "sa" in kind else (),
+        on_hub=f"{kind}-{version}" in _CC_ON_HUB,
         heading=rf"(creative commons )?{title.lower()} {re.escape(version)}",
     )
 
@@ -111,7 +120,6 @@ def _rail(id: str, url: str, *aliases: str, heading: str | None = None) -> Licen
 _PERMISSIVE = (
     _free("apache-2.0", "Apache-2.0", "apache2", "apache 2.0", heading=r"apache license,? version 2\.0"),
     _free("mit", "MIT", heading="(the )?mit license|permission is hereby granted, free of charge"),
-    _free("mit-0", "MIT-0"),
     _free("bsd", "BSD-3-Clause"),
     _free("bsd-2-clause", "BSD-2-Clause", heading="bsd 2-clause"),
     _free("bsd-3-clause", "BSD-3-Clause", heading="bsd 3-clause"),
@@ -133,6 +141,9 @@ _PERMISSIVE = (
     _free("etalab-2.0", "etalab-2.0"),
     _free("afl-3.0", "AFL-3.0"),
     _free("ecl-2.0", "ECL-2.0"),
+    # Their copyleft is by the file, and an adapter's weights are a file of their own.
+    _free("mpl-2.0", "MPL-2.0", heading="mozilla public license,? version 2.0"),
+    _free("epl-2.0", "EPL-2.0", heading="eclipse public license -? ?v ?2.0"),
 )
 
 _COPYLEFT = (
@@ -157,6 +168,9 @@ _COPYLEFT = (
         aliases=("lgpl", "lgpl-3.0-only", "lgpl-3.0-or-later"),
         heading=r"gnu lesser general public license version 3",
     ),
+    _copyleft("lgpl-2.1", "LGPL-2.1-only", "lgpl-3.0", "gpl-2.0", "gpl-3.0"),
+    _copyleft("osl-3.0", "OSL-3.0"),
+    _copyleft("eupl-1.2", "EUPL-1.2", "gpl-2.0", "gpl-3.0", "agpl-3.0", "osl-3.0"),
     _copyleft("odbl", "ODbL-1.0", aliases=("odbl-1.0",), heading="open database licen[sc]e"),
     _copyleft("cdla-sharing-1.0", "CDLA-Sharing-1.0", heading="community data license agreement . sharing"),
     _copyleft("gfdl", "GFDL-1.3-only", heading="gnu free documentation license"),
@@ -242,6 +256,7 @@ _VENDORS = (
     ),
     Licence(
         id="qwen",
+        on_hub=False,
         url="https://huggingface.co/Qwen/Qwen2.5-72B-Instruct/blob/main/LICENSE",
         commerce=_CONDITIONS,
         family="qwen",
@@ -251,6 +266,7 @@ _VENDORS = (
     ),
     Licence(
         id="tongyi-qianwen",
+        on_hub=False,
         url="https://github.com/QwenLM/Qwen/blob/main/Tongyi%20Qianwen%20LICENSE%20AGREEMENT",
         commerce=_CONDITIONS,
         family="qwen",
@@ -260,6 +276,7 @@ _VENDORS = (
     ),
     Licence(
         id="qwen-research",
+        on_hub=False,
         url="https://huggingface.co/Qwen/Qwen2.5-3B-Instruct/blob/main/LICENSE",
         commerce=_NO,
         terms=True,
@@ -268,6 +285,7 @@ _VENDORS = (
     ),
     Licence(
         id="mrl",
+        on_hub=False,
         url="https://mistral.ai/licenses/MRL-0.1.md",
         commerce=_NO,
         terms=True,
@@ -276,6 +294,7 @@ _VENDORS = (
     ),
     Licence(
         id="mnpl",
+        on_hub=False,
         url="https://mistral.ai/licenses/MNPL-0.1.md",
         commerce=_NO,
         terms=True,
@@ -284,6 +303,7 @@ _VENDORS = (
     ),
     Licence(
         id="deepseek",
+        on_hub=False,
         url="https://github.com/deepseek-ai/DeepSeek-V2/blob/main/LICENSE-MODEL",
         commerce=_CONDITIONS,
         terms=True,
@@ -292,6 +312,7 @@ _VENDORS = (
     ),
     Licence(
         id="falcon-llm-license",
+        on_hub=False,
         url="https://falconllm.tii.ae/falcon-terms-and-conditions.html",
         commerce=_CONDITIONS,
         terms=True,

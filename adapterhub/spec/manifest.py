@@ -103,7 +103,7 @@ class Manifest:
 
     name: without an organisation, so that a transfer keeps the digest. version: PEP 440, X.Y.Z.
     hyperparameters: PEFT's own names (`r`, `lora_alpha`, `target_modules` …) as saved in adapter_config.json.
-    metrics: what was measured on held-out rows. extra: free-form; of it `data_licenses` alone is read (ops/_licences.py).
+    metrics: what was measured on held-out rows. extra: free-form; only `data_licenses` is read.
     """
 
     name: str
