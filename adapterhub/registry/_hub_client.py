@@ -7,16 +7,19 @@ may wait in all is bounded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from adapterhub import __version__
 from adapterhub.errors import (
@@ -56,14 +59,14 @@ class Conflict(Exception):
         self.message = message
 
 
+class ConnectionLost(NetworkError):
+    """The connection failed, or stalled, on the way: what did not come may come by another one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
-    """Where a repository's branches and tags point (commits).
+    """Where a repository's branches and tags point (commits); head: that of main."""
 
-    name: as the Hub spells it; another one than was asked for where the repository has moved. head: that of main.
-    """
-
-    name: str
     head: str
     branches: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -77,6 +80,15 @@ class RemoteFile:
     size: int
     sha256: Digest | None
     blob_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository: its name as the Hub spells it, the head of main, and when that was committed (UTC)."""
+
+    name: str
+    head: str
+    modified: datetime | None = None
 
 
 class HubClient:
@@ -138,9 +150,9 @@ class HubClient:
         except json.JSONDecodeError as error:
             raise _page(doing, where) from error
         except http.TimeoutException as error:
-            raise NetworkError(f"cannot {doing}: no answer in time", where=where, hint=_AGAIN) from error
+            raise ConnectionLost(f"cannot {doing}: no answer in time", where=where, hint=_AGAIN) from error
         except (http.HTTPError, http.StreamError, http.InvalidURL) as error:
-            raise NetworkError(f"cannot {doing}: {_cause(error)}", where=where, hint=_CONNECTION) from error
+            raise ConnectionLost(f"cannot {doing}: {_cause(error)}", where=where, hint=_CONNECTION) from error
         except (errors.LocalEntryNotFoundError, ConnectionError) as error:
             raise NetworkError(f"cannot {doing}: {error}", where=where, hint=_CONNECTION) from error
 
@@ -151,7 +163,7 @@ class HubClient:
             UnsatisfiedError: no such repository, or it is private, or it has no commit at all.
         """
         doing = "list its versions"
-        data, url = self._json(f"{self.endpoint}/api/models/{quote(name)}/refs", doing, name)
+        data = self._json(f"{self.endpoint}/api/models/{quote(name)}/refs", doing, name)
         try:
             branches = {row["name"]: _commit(row["targetCommit"]) for row in data["branches"]}
             tags = {row["name"]: _commit(row["targetCommit"]) for row in data["tags"]}
@@ -159,9 +171,24 @@ class HubClient:
             raise _odd(doing, name) from error
         if not branches:
             raise UnsatisfiedError("the repository is empty", where=name)
-        spelled = re.search(r"/api/models/([^/]+/[^/]+)/refs$", urlsplit(url).path)
-        head = branches.get("main") or next(iter(branches.values()))
-        return Refs(name=unquote(spelled[1]) if spelled else name, head=head, branches=branches, tags=tags)
+        return Refs(head=branches.get("main") or next(iter(branches.values())), branches=branches, tags=tags)
+
+    def repository(self, name: str) -> Repository:
+        """Return what the Hub calls a repository: it takes a name in any case, and those of moved repositories.
+
+        Raises:
+            UnsatisfiedError: no such repository, or it is private.
+        """
+        doing = "look the package up"
+        data = self._json(f"{self.endpoint}/api/models/{quote(name)}", doing, name)
+        try:
+            spelled, head, modified = data["id"], _commit(data["sha"]), data.get("lastModified")
+            time = datetime.fromisoformat(modified).astimezone(UTC) if modified else None
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _odd(doing, name) from error
+        if not isinstance(spelled, str):
+            raise _odd(doing, name)
+        return Repository(name=spelled, head=head, modified=time)
 
     def commit_of(self, name: str, revision: str) -> str:
         """Return the commit that a branch, a tag, the beginning of a commit, or a commit names.
@@ -171,7 +198,7 @@ class HubClient:
         """
         doing = f"look up its revision {revision}"
         url = f"{self.endpoint}/api/models/{quote(name)}/revision/{quote(revision, safe='')}"
-        data, _ = self._json(url, doing, name)
+        data = self._json(url, doing, name)
         try:
             return _commit(data["sha"])
         except (KeyError, TypeError, ValueError) as error:
@@ -281,13 +308,13 @@ class HubClient:
         _hub("utils").hf_raise_for_status(answer)
         raise NetworkError(f"cannot {doing}: the server answered {answer.status_code}", where=where, hint=_CONNECTION)
 
-    def _json(self, url: str, doing: str, where: str) -> tuple[Any, str]:
-        """Return an answer's JSON and the address it came from in the end."""
+    def _json(self, url: str, doing: str, where: str) -> Any:
+        """Return an answer's JSON."""
         with self.stream(url, doing=doing, where=where) as answer:
             data = _read_at_most(answer, MAX_ANSWER_BYTES)
             if len(data) > MAX_ANSWER_BYTES:
                 raise _odd(doing, where)
-            return json.loads(data), str(answer.url)
+            return json.loads(data)
 
     def _page(self, url: str, doing: str, where: str) -> tuple[Any, str | None]:
         """Return one page of a list and the address of the next, which has to be this Hub's."""
@@ -344,6 +371,12 @@ class HubClient:
 
     def _url(self, name: str) -> str:
         return f"{self.endpoint}/{name}"
+
+
+def hang_up(answer: Any) -> None:
+    """Wake a thread that waits for an answer's bytes by closing the connection under it."""
+    with contextlib.suppress(Exception):
+        answer.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 
 class _Absent(UnsatisfiedError):
