@@ -5,11 +5,26 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from adapterhub.errors import AdapterHubError, LocalIOError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LINK_KINDS = ("reflink", "hardlink", "copy")
+_FICLONE = 0x40049409
+# What a file system, or two of them, answer to a kind of link they do not know.
+_CANNOT = frozenset(
+    (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EACCES)
+)
+_REFUSED: dict[tuple[int, int], set[str]] = {}
 
 
 @contextmanager
@@ -60,10 +75,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         LocalIOError: the disk said no; the old file, if any, is whole.
     """
     with local_io(path, "write the file"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = temporary_sibling(path)
         try:
-            with temporary.open("xb") as stream:
+            with _opened_new(temporary) as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -72,6 +86,15 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _opened_new(path: Path) -> BinaryIO:
+    """Create a file, and the folders above it; another process may be taking empty folders away meanwhile."""
+    for _ in range(10):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return path.open("xb")
+    return path.open("xb")
 
 
 @contextmanager
@@ -120,11 +143,39 @@ def sync_tree(folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> str:
-    """Put `source` at `target` by hard link, else by copy; return which it was (`hardlink` or `copy`)."""
+    """Put `source` at the free path `target` by the first of LINK_KINDS that works there; return which it was.
+
+    Which kinds the two file systems refuse is found out once in a process. A symbolic link is not among them: it would
+    break when either side moves, and lead a write to the folder into the file that it points to.
+
+    Raises:
+        OSError: the disk said no.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        return "copy"
-    return "hardlink"
+    refused = _REFUSED.setdefault((source.stat().st_dev, target.parent.stat().st_dev), set())
+    for kind, link in (("reflink", _reflink), ("hardlink", os.link)):
+        if kind in refused:
+            continue
+        try:
+            link(source, target)
+        except OSError as error:
+            if error.errno in _CANNOT:
+                refused.add(kind)
+            elif error.errno != errno.EMLINK:  # one file may have its fill of links where others have not
+                raise
+        else:
+            return kind
+    shutil.copyfile(source, target)
+    return "copy"
+
+
+def _reflink(source: Path, target: Path) -> None:
+    """Make a file that shares the other's blocks until one of them is written to (FICLONE of linux/fs.h)."""
+    if fcntl is None or not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOTSUP, "no reflinks on this system")
+    with source.open("rb") as origin, target.open("xb") as copy:
+        try:
+            fcntl.ioctl(copy.fileno(), _FICLONE, origin.fileno())
+        except OSError:
+            target.unlink()
+            raise

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from pathlib import Path
 from adapterhub.documents import parse_json
 from adapterhub.errors import InvalidFileError, LocalIOError
 from adapterhub.files import local_io, write_atomic
+from adapterhub.spec._decode import Faults, Reader
+from adapterhub.spec.digest import canonical_json
 from adapterhub.spec.lockfile import LOCK_FILE, LockedPackage, Lockfile
 from adapterhub.store.content import Store, StoredPackage
 from adapterhub.store.leases import is_read_only
@@ -84,10 +85,9 @@ def add_root(store: Store, folder: Path) -> bool:
     with local_io(folder, "read the folder"):
         place = next(place for place in (Path(real), *Path(real).parents) if place.exists())
         device = place.stat().st_dev
-    # By json itself: a path need not be text that UTF-8 can write, and \ud8xx escapes keep it.
-    data = {"root_version": ROOT_VERSION, "folder": real, "device": device}
+    data = {"root_version": ROOT_VERSION, "folder": _as_text(real), "device": device}
     try:
-        _write_if_other(path, json.dumps(data, sort_keys=True, indent=2).encode() + b"\n")
+        _write_if_other(path, canonical_json(data))
         keep_copy(Root(folder=Path(real), path=path, device=device))
     except LocalIOError as error:
         if not is_read_only(error):
@@ -174,6 +174,19 @@ def forget(root: Root) -> None:
             root.copy.unlink(missing_ok=True)
 
 
+def _as_text(path: str) -> str:
+    """Return a path as JSON can hold it: as it is, or as hex where it is no text (a POSIX path is any bytes)."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"hex:{os.fsencode(path).hex()}"
+    return path
+
+
+def _as_path(text: str) -> Path:
+    return Path(os.fsdecode(bytes.fromhex(text[4:])) if text.startswith("hex:") else text)
+
+
 def _write_if_other(path: Path, data: bytes) -> None:
     with local_io(path, "write into the store"):
         try:
@@ -199,8 +212,10 @@ def _decode(data: bytes, path: Path) -> Root:
         value = parse_json(data, where=str(path))
     except InvalidFileError as error:
         raise InvalidFileError(f"a root that cannot be read: {error.message}", where=str(path), hint=hint) from error
-    match value:
-        case {"root_version": str(version), "folder": str(folder), "device": int() | None as device} if folder:
-            if version.partition(".")[0] == ROOT_VERSION.partition(".")[0]:
-                return Root(folder=Path(folder), path=path, device=device)
-    raise InvalidFileError("a root that this adapterhub cannot read", where=str(path), hint=hint)
+    faults = Faults(where=str(path), authored=False)
+    r = Reader(value, faults)
+    newer = r.format_version("root_version", supported=ROOT_VERSION)
+    folder, device = r.parse("folder", _as_path), r.optional_integer("device")
+    r.finish_versioned(newer, ROOT_VERSION)
+    faults.raise_if_any(hint=hint)
+    return Root(folder=folder, path=path, device=device)

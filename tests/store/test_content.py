@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import multiprocessing
 import os
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from adapterhub import files
 from adapterhub.errors import IntegrityError
 from adapterhub.spec.digest import Digest, FileEntry
 from adapterhub.spec.refs import PackageRef
-from adapterhub.store import VERIFIED_TIME, Store, StoredPackage
+from adapterhub.store import VERIFIED_TIME, Store, StoredPackage, is_intact
 
 WEIGHTS = bytes(range(256)) * 4096
 CONFIG = b'{"peft_type": "LORA"}\n'
@@ -39,6 +41,15 @@ def fill(store: Store) -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store" / "v1")
+
+
+def reflinks_work(folder: Path) -> bool:
+    (folder / "origin").write_bytes(b"x")
+    try:
+        files._reflink(folder / "origin", folder / "share")
+    except OSError:
+        return False
+    return True
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -162,7 +173,11 @@ def test_put_files_links_weights_and_copies_the_rest(store: Store, tmp_path: Pat
     fill(store)
     folder = tmp_path / "out"
     store.put_files(PACKAGE, folder)
-    assert (folder / "adapter_model.safetensors").samefile(store.blob_path(FILES[1].digest))
+    weights = folder / "adapter_model.safetensors"
+    assert is_intact(weights, FILES[1])
+    assert weights.stat().st_mtime_ns == VERIFIED_TIME
+    if not reflinks_work(tmp_path):
+        assert weights.samefile(store.blob_path(FILES[1].digest))
     config = folder / "adapter_config.json"
     assert config.read_bytes() == CONFIG
     assert not config.samefile(store.blob_path(FILES[0].digest))
@@ -172,19 +187,85 @@ def test_put_files_links_weights_and_copies_the_rest(store: Store, tmp_path: Pat
     assert (folder / "adapter_manifest.json").read_bytes() == MANIFEST
 
 
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP])
 def test_put_files_copies_where_links_do_not_work(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
+    """Simulated at the lowest seam: no other file system can be counted on here, nor one without hard links."""
     fill(store)
+    asked = []
 
     def refuse(source: object, target: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
+        asked.append(target)
+        raise OSError(code, os.strerror(code))
 
+    monkeypatch.setattr(files, "_REFUSED", {})
+    monkeypatch.setattr(files, "_reflink", refuse)
     monkeypatch.setattr(os, "link", refuse)
+    for name in ("one", "two"):
+        store.put_files(PACKAGE, tmp_path / name)
+        weights = tmp_path / name / "adapter_model.safetensors"
+        assert weights.read_bytes() == WEIGHTS
+        assert weights.stat().st_mtime_ns == VERIFIED_TIME
+        assert not weights.samefile(store.blob_path(FILES[1].digest))
+    assert len(asked) == 2  # once a kind: what does not work is not tried again
+
+
+def test_put_files_takes_a_reflink_where_there_are_any(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: the call that shares blocks (an ioctl) copies them here."""
+    fill(store)
+
+    def share(target: int, request: int, source: int) -> None:
+        assert request == 0x40049409
+        os.write(target, os.read(source, len(WEIGHTS) + 1))
+
+    monkeypatch.setattr(files, "_REFUSED", {})
+    monkeypatch.setattr(files.fcntl, "ioctl", share)
     store.put_files(PACKAGE, tmp_path / "out")
     weights = tmp_path / "out" / "adapter_model.safetensors"
-    assert weights.read_bytes() == WEIGHTS
+    assert is_intact(weights, FILES[1])
+    assert weights.stat().st_mtime_ns == VERIFIED_TIME
+    assert weights.stat().st_mode & 0o222 == 0
     assert not weights.samefile(store.blob_path(FILES[1].digest))
+
+
+def test_a_blob_with_all_the_links_it_can_have_is_copied(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: ext4 gives one file 65,000 links."""
+    fill(store)
+    kept = os.link
+
+    def refuse(source: object, target: object) -> None:
+        raise OSError(errno.EMLINK, "Too many links")
+
+    monkeypatch.setattr(files, "_REFUSED", {(tmp_path.stat().st_dev, tmp_path.stat().st_dev): {"reflink"}})
+    monkeypatch.setattr(os, "link", refuse)
+    store.put_files(PACKAGE, tmp_path / "one")
+    monkeypatch.setattr(os, "link", kept)
+    store.put_files(PACKAGE, tmp_path / "two")
+    blob = store.blob_path(FILES[1].digest)
+    assert not (tmp_path / "one" / "adapter_model.safetensors").samefile(blob)
+    assert (tmp_path / "two" / "adapter_model.safetensors").samefile(blob)
+
+
+@pytest.mark.parametrize("what", ["blob", "manifest", "marker"])
+def test_what_lies_in_a_sweep_s_trash_is_found_again(store: Store, what: str) -> None:
+    fill(store)
+    paths = {
+        "blob": store.blob_path(FILES[1].digest),
+        "manifest": store.manifest_path(Digest.of(MANIFEST)),
+        "marker": store.ref_path(REF, PACKAGE.identity),
+    }
+    aside = store.root / "trash" / "somebody" / paths[what].relative_to(store.root)
+    aside.parent.mkdir(parents=True)
+    paths[what].rename(aside)
+    paths[what].parent.rmdir()
+    assert store.find(REF, PACKAGE.identity) == PACKAGE
+    assert not aside.exists()
+    assert paths[what].is_file()
 
 
 def test_put_files_refuses_a_damaged_blob(store: Store, tmp_path: Path) -> None:
