@@ -137,7 +137,7 @@ def test_a_record_that_cannot_be_read_is_an_error_that_names_it(store: Store, pr
     path.write_bytes(data)
     with pytest.raises(InvalidFileError) as caught:
         roots(store)
-    assert caught.value.where == str(path)
+    assert str(caught.value.where).startswith(str(path))
     add_root(store, project)
     assert len(roots(store)) == 1
 
