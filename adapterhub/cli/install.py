@@ -8,11 +8,10 @@ from adapterhub.cli import console, options
 
 
 @click.command("install", epilog="Example:  adapt install 'acme/legal-lora>=1.2,<2' --as legal --registry ./registry")
-@click.argument("requirement", metavar="[ORG/NAME[@VERSION|>=RANGE]]", required=False)
+@click.argument("requirement", metavar="[ORG/NAME[@VERSION|>=RANGE|#REV]]", required=False)
 @click.option("--as", "alias", metavar="ALIAS", help="The word the adapter goes by. Default: made from its name.")
 @options.registry_option
-@options.base_option
-@click.option("--allow-base-mismatch", is_flag=True, help="Install it even if it was trained on another base model.")
+@options.choosing_options
 @options.dry_run_option
 @options.json_option
 def command(
@@ -21,6 +20,9 @@ def command(
     registry: str | None,
     base: str | None,
     allow_base_mismatch: bool,
+    prereleases: bool,
+    min_age: str | None,
+    offline: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -28,32 +30,29 @@ def command(
 
     Outside a project (no adapters.yaml here or above) it goes to your own environment.
     """
+    from adapterhub.cli import _choosing
     from adapterhub.cli.progress import open_progress
-    from adapterhub.environment import find_environment
     from adapterhub.ops import install
 
     plan = install.plan_install(
         None if requirement is None else install.parse_requirement(requirement),
-        environment=find_environment(),
+        environment=_choosing.here(offline=offline),
         alias=alias,
         registry=registry,
         base=base,
         allow_base_mismatch=allow_base_mismatch,
+        prereleases=prereleases,
+        min_age=_choosing.parse_min_age(min_age),
     )
     if dry_run:
         console.print_plan(plan, as_json=as_json)
         return
-    for warning in plan.warnings:
-        console.warn(warning)
+    _choosing.tell_before(plan)
     with open_progress() as progress:
         done = install.install(plan, progress=progress)
     if as_json:
         console.print_json(done.to_data())
         return
-    for item in plan.packages:
-        verb = "installed" if item.changes else "up to date:"
-        console.say(f"{verb} {item.entry.ref} as {item.alias} in {done.paths[item.alias]}")
-    for entry in plan.removed:
-        console.say(f"removed {entry.ref}, which adapters.yaml no longer asks for")
+    _choosing.tell_after(done)
     if not plan.packages and not plan.removed:
         console.say("nothing to install: adapters.yaml asks for no adapter")

@@ -29,7 +29,8 @@ def registry_option(function: Decorated) -> Decorated:
     return click.option(
         "--registry",
         metavar="LOCATION",
-        help="The registry to use: a folder. Default: the project's registries, else ADAPTERHUB_REGISTRY.",
+        help="The registry to use: a folder, or `hub`. Default: the project's registries, else ADAPTERHUB_REGISTRY, "
+        "else the Hugging Face Hub.",
     )(function)
 
 
@@ -47,3 +48,22 @@ def stack_option(function: Decorated) -> Decorated:
         metavar="NAME[=WEIGHT],…",
         help='Adapters to use together, each with a weight (1.0 by default), or a stack of the project; "" is none.',
     )(function)
+
+
+def choosing_options(function: Decorated) -> Decorated:
+    """Add which versions may be chosen: `base`, `allow_base_mismatch`, `prereleases`, `min_age`, `offline`."""
+    for option in (
+        click.option("--offline", is_flag=True, help="Open no connection; take what is on this disk."),
+        click.option(
+            "--min-age",
+            metavar="AGE",
+            help="Choose no version younger than AGE (7d, 12h); what is locked stays.",
+        ),
+        click.option("--prerelease", "prereleases", is_flag=True, help="Let pre-releases be chosen."),
+        click.option(
+            "--allow-base-mismatch", is_flag=True, help="Install it even if it was trained on another base model."
+        ),
+        base_option,
+    ):
+        function = option(function)
+    return function

@@ -46,7 +46,8 @@ class Change:
         gone = {name.key for name in self.dropped} | {entry.name.key for entry in self.entries}
         kept = [entry for entry in lock.entries if entry.name.key not in gone]
         entries = tuple(sorted([*kept, *self.entries], key=lambda entry: entry.name.key))
-        return replace(lock, entries=entries, base=self.base if self.set_base else lock.base)
+        changed = replace(lock, entries=entries, base=self.base if self.set_base else lock.base)
+        return changed.settled(PROJECT_FILE)
 
 
 def edit(environment: Environment, change: Change) -> None:

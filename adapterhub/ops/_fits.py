@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adapterhub.environment import Environment
+from adapterhub.errors import IncompatibleError
 from adapterhub.registry import Description
 from adapterhub.spec.lockfile import LockedBase, Lockfile
 from adapterhub.spec.project import PROJECT_FILE
@@ -55,6 +56,8 @@ class BaseCheck:
             text = f"the base model {self.asked} is not in the base store, so the fit of {name} was not checked"
             self.warnings.append(text + ("" if self.asked == recorded.id else f"; it was trained on {recorded.id}"))
             return False
+        if description.manifest.kind == "stack":
+            return self._stack_mismatch(description, allowed_before=allowed_before)
         # Only a package that is new to this base pays for the checks' imports.
         from adapterhub.ops._fit_report import WRONG_BASE, fit_report
         from adapterhub.ops._refuse import refuse_faults
@@ -73,6 +76,25 @@ class BaseCheck:
         )
         self.warnings += [f"{name}: {item.message}" for item in report.warnings]
         return allowed
+
+    def _stack_mismatch(self, description: Description, *, allowed_before: bool) -> bool:
+        """Hold the base that a stack package names against this one; its members are checked each by itself."""
+        from adapterhub.fingerprints import Verdict, compare
+
+        assert self.actual is not None
+        recorded = description.manifest.base_model
+        if compare(recorded, self.actual.base) is not Verdict.DIFFERENT:
+            return False
+        name = str(description.ref)
+        if self.allow or allowed_before:
+            self.warnings.append(f"{name}: a stack for {recorded.id}; allowed, and recorded in the lock")
+            return True
+        raise IncompatibleError(
+            f"is a stack for the base model {recorded.id}, not for {self.actual.base.id}",
+            where=name,
+            hint=f"install it where {recorded.id} is the base model; "
+            f"if you know better: adapt install {name} --allow-base-mismatch",
+        )
 
 
 def base_check(environment: Environment, *, base: str | None, allow: bool) -> BaseCheck:

@@ -10,6 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from adapterhub.documents import parse_json
+from adapterhub.environment import MEMBERS_FOLDER
 from adapterhub.errors import InvalidFileError, LocalIOError, UsageError
 from adapterhub.files import local_io, sync_folder, sync_tree, write_atomic
 from adapterhub.progress import Progress
@@ -71,6 +72,15 @@ def read_marker(folder: Path) -> StoredPackage | None:
         return StoredPackage.from_data(parse_json(data, where=str(path)), where=str(path))
     except InvalidFileError:
         return None
+
+
+def ours_below(adapters: Path) -> Iterator[Path]:
+    """Walk over the folders below .adapters/ that were laid out by us, by alias or by a member's full name."""
+    members = adapters / MEMBERS_FOLDER
+    for pattern, root in (("*", adapters), ("*/*", members)):
+        for folder in sorted(root.glob(pattern)):
+            if not folder.name.startswith(".") and not folder.is_symlink() and read_marker(folder) is not None:
+                yield folder
 
 
 def require_ours(folder: Path, alias: str) -> None:

@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 from adapterhub.bases import BaseStore
 from adapterhub.documents import parse_yaml, read_bytes, read_manifest
+from adapterhub.environment import Environment
 from adapterhub.errors import AdapterHubError, InvalidFileError, UsageError
+from adapterhub.ops._facts import Facts
+from adapterhub.ops._pack_stack import stack_manifest
 from adapterhub.package import (
     base_id_of,
     derive_manifest,
@@ -25,32 +28,12 @@ from adapterhub.spec.base_model import BaseModelRef, check_base_id, parse_base
 from adapterhub.spec.manifest import CARD_FILE, MANIFEST_FILE, WORD_PATTERN, Manifest
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.provenance import PROVENANCE_FILE
-from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.refs import check_part, parse_version
 
 T = TypeVar("T")
 _CARD_LIMIT = 1 << 20
 # Tags that PEFT, transformers and trl put on every card they write: they say nothing about this adapter.
 _EMPTY_TAGS = frozenset({"adapter", "generated_from_trainer", "lora", "peft", "sft", "transformers", "trl"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
-    """What a person says about a package because no file does; None and empty leave what the files or the card say.
-
-    base: an id, with `#REV` where a revision is meant. quantization: what the base was loaded as in training.
-    """
-
-    name: str | None = None
-    version: str | None = None
-    base: str | None = None
-    summary: str | None = None
-    license: str | None = None
-    keywords: tuple[str, ...] = ()
-    domains: tuple[str, ...] = ()
-    languages: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +46,14 @@ class PackPlan(Plan):
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what the manifest says first."""
         value = self.manifest
+        if value.kind == "stack":
+            return (
+                ("package", f"{value.name} {value.version}"),
+                ("base", value.base_model.id),
+                ("stack", ", ".join(f"{item.requirement} × {item.weight:g}" for item in value.requires)),
+                ("combination", value.combination or "sum"),
+                ("license", value.license or "none"),
+            )
         return (
             ("package", f"{value.name} {value.version}"),
             ("base", value.base_model.id + ("" if value.base_model.fingerprints.empty else " (fingerprints recorded)")),
@@ -118,6 +109,29 @@ def plan_pack(
         size=None if same else len(manifest.canonical_bytes()),
     )
     return PackPlan(verb="pack", steps=(step,), warnings=tuple(warnings), folder=folder, manifest=manifest)
+
+
+def plan_pack_stack(
+    folder: Path, word: str, facts: Facts, *, environment: Environment, force: bool = False
+) -> PackPlan:
+    """Work out the manifest of a stack package: the stack that adapters.yaml calls `word`; the folder may be absent.
+
+    Raises:
+        UsageError: there is no such stack, no version is given, or the folder holds something else.
+        UnsatisfiedError: a member is not installed. IncompatibleError: the members have different bases.
+    """
+    path = folder / MANIFEST_FILE
+    manifest = Manifest.from_data(stack_manifest(word, facts, environment=environment).to_data(), where=str(path))
+    before = _present(folder, force=force)
+    if before is not None and before.kind != "stack":
+        raise UsageError("is an adapter's", where=str(path), hint="choose another folder for the stack")
+    if before is not None and before != manifest and not force:
+        raise UsageError(
+            "is there and says otherwise", where=str(path), hint=f"replace it: adapt pack {folder} --force"
+        )
+    same = before == manifest
+    step = Step(action="keep" if same else "write", subject=str(path), detail=f"{manifest.name} {manifest.version}")
+    return PackPlan(verb="pack", steps=(step,), folder=folder, manifest=manifest)
 
 
 def pack(plan: PackPlan) -> Manifest:

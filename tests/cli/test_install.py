@@ -55,7 +55,7 @@ def test_exit_codes(adapt: Shelf) -> None:
     assert "hint: available: 1.0.0" in adapt.err
     assert adapt("install", "acme/absent", "--registry", "registry") == 1
     assert adapt("install", "acme/legal", "--registry", "typo") == 1
-    assert adapt("install", "acme/legal") == 2
+    assert adapt("install", "acme/legal") == 5
     assert adapt("install", "legal", "--registry", "registry") == 2
     assert adapt("install", "acme/legal", "--registry", "https://example.org") == 2
     assert adapt("install", "--as", "law") == 2

@@ -9,7 +9,8 @@ import pytest
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.documents import read_manifest
 from adapterhub.errors import InvalidFileError, UnsatisfiedError, UsageError
-from adapterhub.ops.pack import Facts, pack, plan_pack
+from adapterhub.ops._facts import Facts
+from adapterhub.ops.pack import pack, plan_pack
 from adapterhub.ops.validate import validate
 from adapterhub.package import open_package
 from adapterhub.spec.base_model import BaseModelRef

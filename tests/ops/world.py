@@ -9,12 +9,13 @@ from typing import Any
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.environment import Environment, find_environment
 from adapterhub.ops.install import Installed, InstallPlan, install, parse_requirement, plan_install
-from adapterhub.package import open_package
+from adapterhub.package import open_package, write_manifest
 from adapterhub.progress import SILENT, SilentProgress
 from adapterhub.registry.directory import DirectoryRegistry
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
-from adapterhub.spec.refs import PackageName
+from adapterhub.spec.manifest import Manifest, StackRequirement
+from adapterhub.spec.refs import PackageName, Requirement, parse_version
 from tests.factory import tiny_lora
 
 
@@ -63,6 +64,29 @@ class World:
         """Put a new package into the registry, past `adapt publish`; return where it lies there."""
         registry = DirectoryRegistry(self.registry, location=str(self.registry))
         registry.publish(open_package(self.build(name, version, seed=seed)), PackageName.parse(name), progress=SILENT)
+        return self.registry / name / version
+
+    def publish_stack(
+        self, name: str, requires: dict[str, float], version: str = "1.0.0", base: BaseModelRef | None = None
+    ) -> Path:
+        """Put a stack package into the registry: requirement → weight, in order."""
+        manifest = Manifest(
+            name=name.partition("/")[2],
+            version=parse_version(version),
+            kind="stack",
+            summary=f"Stack {version}",
+            base_model=base or BaseModelRef(id="tiny-llama"),
+            requires=tuple(
+                StackRequirement(requirement=Requirement.parse(text), weight=weight)
+                for text, weight in requires.items()
+            ),
+            combination="sum",
+        )
+        folder = self.root / "built" / f"{name.replace('/', '-')}-{version}"
+        folder.mkdir(parents=True)
+        write_manifest(folder, manifest)
+        registry = DirectoryRegistry(self.registry, location=str(self.registry))
+        registry.publish(open_package(folder), PackageName.parse(name), progress=SILENT)
         return self.registry / name / version
 
     def plan(self, text: str | None = None, **options: Any) -> InstallPlan:
