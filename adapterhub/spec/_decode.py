@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TypeAlias, TypeVar, cast
 
 from adapterhub.errors import InvalidFileError
+from adapterhub.spec.migrations import migrated
 
 T = TypeVar("T")
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -336,7 +337,8 @@ class Reader:
     def format_version(self, key: str, *, supported: str) -> bool:
         """Read `MAJOR.MINOR`; return True when the document is of a newer MINOR, whose unknown keys are ignored.
 
-        A newer MAJOR is a fault that says to upgrade.
+        An older document is read as what its migrations make of it, so this comes before any other field. A newer MAJOR
+        is a fault that says to upgrade.
         """
         text = self.raw(key)
         if isinstance(text, float):
@@ -350,6 +352,8 @@ class Reader:
         if not match:
             self.fault(key, f"{text!r} is not a format version such as '{supported}'")
             return False
+        self._data = migrated(self._data, key)
+        match = _VERSION.fullmatch(str(self._data[key])) or match
         major, minor = int(match[1]), int(match[2])
         our_major, our_minor = (int(part) for part in supported.split("."))
         if major > our_major:

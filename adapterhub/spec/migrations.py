@@ -1,0 +1,56 @@
+"""From each older version of a format to the next: one function a step, on plain data, before anything is decoded.
+
+Every decoder reads an older document through these steps (`Reader.format_version`); `adapt migrate` writes what they
+give. A version constant that rises needs its step here and an example of the old version in tests/data/formats/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migration:
+    """One step: the key that tells the format, the version it reads, the one it gives, and what it changes.
+
+    change: takes the whole document and returns a new one, in which the version is set for it. It leaves alone what is
+    not of the form it knows: the decoder that comes after it finds the faults.
+    """
+
+    key: str
+    before: str
+    after: str
+    says: str
+    change: Callable[[Mapping[str, object]], dict[str, object]]
+
+
+def _lock_1_1(data: Mapping[str, object]) -> dict[str, object]:
+    """1.1 lists what stack packages require; before it there were adapters alone, which require nothing."""
+    entries = data.get("entries")
+    if not isinstance(entries, list | tuple):
+        return dict(data)
+    told = [{"requires": [], **entry} if isinstance(entry, Mapping) else entry for entry in entries]
+    return {**data, "entries": told}
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(key="lock_version", before="1.0", after="1.1", says="entries list what stacks require", change=_lock_1_1),
+)
+
+
+def steps_from(key: str, version: str) -> tuple[Migration, ...]:
+    """Return the steps that lead from a version of a format to the newest that steps lead to, in order."""
+    found: list[Migration] = []
+    while step := next((item for item in MIGRATIONS if item.key == key and item.before == version), None):
+        found.append(step)
+        version = step.after
+    return tuple(found)
+
+
+def migrated(data: Mapping[str, object], key: str) -> Mapping[str, object]:
+    """Return a document in the newest version that steps lead to; as it is where there are none."""
+    version = data.get(key)
+    for step in steps_from(key, version) if isinstance(version, str) else ():
+        data = {**step.change(data), key: step.after}
+    return data
