@@ -340,6 +340,61 @@ def write_project(folder: Path, project: Project) -> None:
     write_atomic(path, stream.getvalue())
 
 
+# What the Hub takes for the header of a card (huggingface_hub.repocard.REGEX_YAML_BLOCK).
+_CARD_HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
+# Words that YAML 1.1, which many readers of cards speak, does not read as text.
+_YAML_WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "~"])
+
+
+def edit_card(text: str, edit: Callable[[Mapping[str, Any]], Mapping[str, object]], *, where: str) -> str:
+    """Return a model card with some keys of its header set; the body, other keys and comments stay as they are.
+
+    edit: is given the header, and returns the keys to set.
+
+    Raises:
+        InvalidFileError: the header is no YAML mapping; the message names the line.
+    """
+    import io
+
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    found = _CARD_HEADER.match(text)
+    yaml: Any = YAML(typ="rt")
+    yaml.width = 1000
+    yaml.preserve_quotes = True
+    stream = io.BytesIO()
+    try:
+        header = (yaml.load(found[1].replace("\r\n", "\n")) if found else None) or {}
+        if not isinstance(header, Mapping):
+            raise InvalidFileError("the header is no YAML mapping", where=where)
+        for key, value in edit(header).items():
+            header[key] = _plain_for_all(value)  # type: ignore[index]  # ruamel's mapping can be written to
+        yaml.dump(header, stream)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f": line {mark.line + 2}" if mark else ""  # the header begins below its fence
+        raise InvalidFileError(
+            f"the header is no YAML: {error.problem or error.context}", where=where + line
+        ) from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InvalidFileError(f"the header is no YAML: {error}", where=where) from error
+    return f"---\n{stream.getvalue().decode()}---\n{text[found.end() :] if found else text}"
+
+
+def _plain_for_all(value: object) -> object:
+    """Quote what YAML 1.1 and 1.2 read differently: `no` is a language, and text."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+    if isinstance(value, Mapping):
+        return {key: _plain_for_all(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_for_all(inner) for inner in value]
+    if isinstance(value, str) and (value.lower() in _YAML_WORDS or not re.fullmatch(r"[A-Za-z][\w./ -]*", value)):
+        return DoubleQuotedScalarString(value)
+    return value
+
+
 def _merge(old: Any, new: Mapping[str, Any]) -> None:
     """Bring a round-trip document to say what `new` says, touching only what differs."""
     for key in [key for key in old if key not in new and old[key]]:  # an empty part says nothing: it may stay

@@ -14,7 +14,8 @@ from adapterhub.spec._decode import suggest
 class Task:
     """One task.
 
-    auto_class: the transformers class that loads a base for it. class_suffix: how such a class's name ends
+    auto_class: the transformers class that loads a base for it. pipeline: the Hub's word for it
+    (https://huggingface.co/tasks). class_suffix: how such a class's name ends
     (`LlamaForCausalLM`), None for the bare model. head_modules: names a newly made head may have, which an adapter of
     this task has to bring along (none where the base brings its own). labels: whether the head's width is a list of
     labels. buildable: whether `adapt build` trains it today.
@@ -23,6 +24,7 @@ class Task:
     name: str
     title: str
     auto_class: str
+    pipeline: str
     class_suffix: str | None
     head_modules: tuple[str, ...] = ()
     labels: bool = False
@@ -42,6 +44,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 name="CAUSAL_LM",
                 title="text generation",
                 auto_class="AutoModelForCausalLM",
+                pipeline="text-generation",
                 class_suffix="ForCausalLM",
                 buildable=True,
             ),
@@ -51,6 +54,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 name="SEQ_CLS",
                 title="sequence classification",
                 auto_class="AutoModelForSequenceClassification",
+                pipeline="text-classification",
                 class_suffix="ForSequenceClassification",
                 head_modules=("classifier", "score"),
                 labels=True,
@@ -59,6 +63,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 name="TOKEN_CLS",
                 title="token classification",
                 auto_class="AutoModelForTokenClassification",
+                pipeline="token-classification",
                 class_suffix="ForTokenClassification",
                 head_modules=("classifier", "score"),
                 labels=True,
@@ -67,16 +72,24 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 name="SEQ_2_SEQ_LM",
                 title="sequence to sequence",
                 auto_class="AutoModelForSeq2SeqLM",
+                pipeline="text2text-generation",
                 class_suffix="ForConditionalGeneration",
             ),
             Task(
                 name="QUESTION_ANS",
                 title="extractive question answering",
                 auto_class="AutoModelForQuestionAnswering",
+                pipeline="question-answering",
                 class_suffix="ForQuestionAnswering",
                 head_modules=("qa_outputs",),
             ),
-            Task(name="FEATURE_EXTRACTION", title="embeddings", auto_class="AutoModel", class_suffix=None),
+            Task(
+                name="FEATURE_EXTRACTION",
+                title="embeddings",
+                auto_class="AutoModel",
+                pipeline="feature-extraction",
+                class_suffix=None,
+            ),
         )
     }
 )

@@ -14,9 +14,10 @@ from adapterhub import __version__
 from adapterhub.files import write_atomic
 from adapterhub.ops._build_plan import BuildPlan
 from adapterhub.ops._card import model_card
+from adapterhub.ops._loss_plot import loss_plot
 from adapterhub.package import hash_payload, hyperparameters_of, payload_names, read_config, write_manifest
 from adapterhub.spec._decode import Frozen, freeze
-from adapterhub.spec.manifest import CARD_FILE, Manifest, Origin
+from adapterhub.spec.manifest import CARD_FILE, LOSS_PLOT_FILE, TRAINING_LOG_FILE, Manifest, Origin
 from adapterhub.spec.provenance import PROVENANCE_FILE, Dependency, Provenance
 
 TOOLS = ("peft", "torch", "transformers")
@@ -76,7 +77,11 @@ def write_package(folder: Path, plan: BuildPlan, trained: Trained) -> Manifest:
     manifest = Manifest.from_data(manifest.to_data())
     write_manifest(folder, manifest)
     write_atomic(folder / PROVENANCE_FILE, _provenance(manifest, plan, trained).canonical_bytes())
-    write_atomic(folder / CARD_FILE, model_card(manifest, _mapping(recipe.to_data()["training"])).encode())
+    plot = loss_plot(folder / TRAINING_LOG_FILE, manifest.metrics)
+    if plot is not None:
+        write_atomic(folder / LOSS_PLOT_FILE, plot.encode())
+    training = _mapping(recipe.to_data()["training"])
+    write_atomic(folder / CARD_FILE, model_card(manifest, training, plot=plot is not None).encode())
     return manifest
 
 

@@ -9,17 +9,43 @@ from typing import TYPE_CHECKING, Protocol
 
 from packaging.version import Version
 
+from adapterhub.errors import UnsatisfiedError
 from adapterhub.progress import Progress
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, FileEntry
 from adapterhub.spec.index import format_time
-from adapterhub.spec.manifest import Manifest, StackRequirement
+from adapterhub.spec.manifest import CARD_FILE, LOSS_PLOT_FILE, Manifest, StackRequirement
+from adapterhub.spec.provenance import PROVENANCE_FILE
 from adapterhub.spec.refs import PackageName, PackageRef
 from adapterhub.store import Store, StoredPackage
 
 if TYPE_CHECKING:
     from adapterhub.package import Package
     from adapterhub.weights import Header
+
+
+# What is published beside the payload and the manifest where a package has it, and never fetched.
+COMPANIONS = (CARD_FILE, PROVENANCE_FILE, LOSS_PLOT_FILE)
+
+
+def version_taken(ref: PackageRef, *, where: str) -> UnsatisfiedError:
+    """Return the refusal to publish other bytes under a version that is there."""
+    release = ref.version.release
+    return UnsatisfiedError(
+        f"{ref} is published already, with other bytes; a version never changes",
+        where=where,
+        hint=f"give the package a higher version, such as {release[0]}.{release[1]}.{release[2] + 1}, "
+        "in its recipe or manifest, and publish that",
+    )
+
+
+def differs_in_case(there: str, wanted: str, *, where: str) -> UnsatisfiedError:
+    """Return the refusal to publish under a name that a file system or the Hub takes for one that is there."""
+    return UnsatisfiedError(
+        f"{there!r} is there already and differs from {wanted!r} in case alone",
+        where=where,
+        hint=f"publish under {there!r}, or choose a name of its own",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@
         adapter_manifest.json      the manifest, in its canonical bytes
         adapter_config.json        the payload, exactly the files that the manifest lists
         adapter_model.safetensors
-        README.md                  the model card, and adapter_provenance.json, where the package had them
+        README.md                  the model card; adapter_provenance.json and loss.svg, where the package had them
 
 A version's folder is written beside its place under a hidden name and renamed when it is whole, so a reader sees all of
 it or nothing; what begins with a dot is never listed. There is no index to keep: the folders are the index, and a
@@ -36,18 +36,25 @@ from adapterhub.errors import (
 from adapterhub.files import local_io, new_folder, write_atomic
 from adapterhub.package import Package, open_package, refuse_pickles, regular_file
 from adapterhub.progress import Progress
-from adapterhub.registry.base import Description, Found, Listed, Published, Query
+from adapterhub.registry.base import (
+    COMPANIONS,
+    Description,
+    Found,
+    Listed,
+    Published,
+    Query,
+    differs_in_case,
+    version_taken,
+)
 from adapterhub.spec._decode import suggest
 from adapterhub.spec.digest import FileEntry, canonical_json, check_relative_path, digest_stream
-from adapterhub.spec.manifest import CARD_FILE, CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
-from adapterhub.spec.provenance import PROVENANCE_FILE
+from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from adapterhub.spec.refs import PackageName, PackageRef, check_part, parse_version
 from adapterhub.store import Store, StoredPackage, check_same
 from adapterhub.weights import read_header
 
 _DAMAGED = "the registry's copy is damaged: have it published again, or choose another version"
 _MAX_MARK_BYTES = 1 << 16
-_COMPANIONS = (CARD_FILE, PROVENANCE_FILE)
 
 
 class DirectoryRegistry:
@@ -237,13 +244,7 @@ class DirectoryRegistry:
         """Refuse to publish other bytes under a version that is there."""
         there = self.describe(ref).stored.manifest
         if there != manifest.digest:
-            release = manifest.version.release
-            raise UnsatisfiedError(
-                f"{ref} is published already, with other bytes; a version never changes",
-                where=self._location,
-                hint=f"give the package a higher version, such as {release[0]}.{release[1]}.{release[2] + 1}, "
-                "in its recipe or manifest, and publish that",
-            )
+            raise version_taken(ref, where=self._location)
 
     def _require_root(self) -> None:
         if not self._root.is_dir():
@@ -296,11 +297,7 @@ class DirectoryRegistry:
         for part in (name.org, name.name):
             for child in _folders(folder):
                 if child.name != part and child.name.casefold() == part.casefold():
-                    raise UnsatisfiedError(
-                        f"{child.name!r} is there already and differs from {part!r} in case alone",
-                        where=self._location,
-                        hint=f"publish under {child.name!r}, or choose a name of its own",
-                    )
+                    raise differs_in_case(child.name, part, where=self._location)
             folder = folder / part
 
 
@@ -471,7 +468,7 @@ def _write_package(package: Package, folder: Path, progress: Progress) -> None:
                     shutil.copyfileobj(source, out, 1 << 20)
             _verify(folder, entry, where=str(package.path / entry.path), hint="build or pack the package again")
             task.advance(entry.size)
-    for name in _COMPANIONS:
+    for name in COMPANIONS:
         if _lies_in(package.path, name):
             with regular_file(package.path, name).open("rb") as source, (folder / name).open("xb") as out:
                 shutil.copyfileobj(source, out)

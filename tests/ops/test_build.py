@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -59,7 +60,13 @@ def recipe_data(**changes: Any) -> dict[str, Any]:
         "base_model": "tiny-llama",
         "hyperparameters": {"r": 4, "alpha": 8},
         "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
-        "training": {"learning_rate": 1e-2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "seed": 3},
+        "training": {
+            "learning_rate": 1e-2,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 4,
+            "seed": 3,
+            "logging_steps": 2,
+        },
         "evaluation": {"bootstrap_samples": 200},
         "extra": {"note": "kept"},
     }
@@ -300,7 +307,7 @@ def test_a_built_package_is_complete_and_valid(built: Any) -> None:
     assert result.report.ok, result.report
     assert {path.name for path in result.path.iterdir()} == {
         "README.md", "adapter_config.json", "adapter_manifest.json", "adapter_model.safetensors",
-        "adapter_provenance.json", "training_log.jsonl",
+        "adapter_provenance.json", "loss.svg", "training_log.jsonl",
     }  # fmt: skip
     package = open_package(result.path)
     require_intact(package)
@@ -372,8 +379,9 @@ def test_the_recorded_losses_are_those_of_the_package_in_plain_peft(built: Any, 
 @pytest.mark.engine
 def test_the_card_tells_what_was_built(built: Any) -> None:
     card = (built[0].path / "README.md").read_text()
-    assert card.startswith('---\nbase_model: "tiny-llama"\nlibrary_name: "peft"\n')
-    for text in ("# tiny-lora 1.0.0", "| lora_alpha | 8 |", "| learning_rate | 0.01 |", "95 % interval"):
+    assert card.startswith("---\nbase_model: tiny-llama\nbase_model_relation: adapter\nlibrary_name: peft\n")
+    assert ElementTree.fromstring((built[0].path / "loss.svg").read_text()).tag.endswith("svg")
+    for text in ("(loss.svg)", "# tiny-lora 1.0.0", "| lora_alpha | 8 |", "| learning_rate | 0.01 |", "95 % interval"):
         assert text in card
     assert f"{built[0].manifest.metrics['eval_loss']:.4f}" in card
     assert str(built[3]) not in card
@@ -384,7 +392,7 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_does_not(built: Any) -> 
     result, settings, _, root = built
     reproducible = ("adapter_config.json", "adapter_manifest.json", "adapter_model.safetensors", "README.md")
     again = build(root / "p" / "recipe.yaml", out=root / "again", settings=settings, device="cpu")
-    for name in reproducible:
+    for name in (*reproducible, "loss.svg"):
         assert (again.path / name).read_bytes() == (result.path / name).read_bytes(), name
     assert again.manifest.digest == result.manifest.digest
     other = build(
