@@ -49,11 +49,13 @@ class LiveProgress:
 
     def __init__(self) -> None:
         self._bars: RichProgress | None = None
+        self._lock = threading.Lock()
 
     @contextmanager
     def task(self, label: str, *, total: int | None, unit: str = "") -> Iterator[Task]:
         """Draw a bar (or a spinner where there is no total) until the block ends."""
-        bars = self._open()
+        with self._lock:  # downloads open their bars from threads of their own
+            bars = self._open()
         number = bars.add_task(console.one_line(label), total=total, amount=_amount(0, total, unit), fields="")
         try:
             yield _LiveTask(bars, number, total, unit)

@@ -167,7 +167,7 @@ def plan_environment(
         packages=packages,
         adapters={alias: wanted for alias, wanted in adapters.items() if before.get(alias) != wanted},
         base=check.locked(environment.lock),
-        warnings=tuple(check.warnings),
+        warnings=(*check.warnings, *_licence_warnings(packages, environment)),
         notes=(*resolution.notes, *(note for item in packages if item.source for note in item.source[1].notes)),
         lay_out=lay_out,
     )
@@ -459,6 +459,24 @@ def _one_base(choices: tuple[Choice, ...], described: Mapping[str, tuple[Registr
                     details=(f"{choice.ref}: {base.id}", f"{member[1].ref}: {other.id}"),
                     hint="have the stack published again with members of one base model",
                 )
+
+
+def _licence_warnings(packages: tuple[PlannedPackage, ...], environment: Environment) -> tuple[str, ...]:
+    """Return what a person should know of the licences of what is new here."""
+    manifests = [
+        item.source[1].manifest
+        for item in packages
+        if item.source is not None and (item.before is None or item.before.ref != item.entry.ref)
+    ]
+    if not manifests:
+        return ()
+    from adapterhub.ops._licences import base_licence_of, install_warnings
+
+    warnings: list[str] = []
+    for manifest in manifests:
+        base = base_licence_of(manifest.base_model.id, environment.settings)
+        warnings += install_warnings(manifest, base)
+    return tuple(warnings)
 
 
 def _steps(plan: InstallPlan) -> tuple[Step, ...]:

@@ -10,6 +10,7 @@ from packaging.version import Version
 from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError, UsageError
 from adapterhub.package import open_package
+from adapterhub.registry import Listed
 from adapterhub.resolve import choose
 from adapterhub.spec.lockfile import LockedPackage
 from adapterhub.spec.manifest import Manifest
@@ -123,14 +124,18 @@ def _installed(word: str, environment: Environment, cwd: Path) -> Shown:
 
 def _in_registry(requirement: Requirement, environment: Environment, given: str | None, cwd: Path) -> Shown:
     registry = environment.registry_of(requirement.name, given=given, cwd=cwd)
-    listed = registry.versions(requirement.name)
-    chosen = choose(requirement, listed, where=registry.location)
-    description = registry.describe(chosen.ref)
+    if requirement.revision is not None:
+        description, reasons = registry.at_revision(requirement.name, requirement.revision), ("what is there now",)
+        listed: tuple[Listed, ...] = ()
+    else:
+        listed = registry.versions(requirement.name)
+        chosen = choose(requirement, listed, where=registry.location)
+        description, reasons = registry.describe(chosen.ref), chosen.reasons
     return Shown(
         manifest=description.manifest,
         place=registry.location,
-        ref=chosen.ref,
+        ref=description.ref,
         versions=tuple(item.version for item in listed),
         derived=description.manifest_bytes is None,
-        notes=chosen.reasons,
+        notes=(*reasons, *description.notes),
     )

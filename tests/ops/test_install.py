@@ -244,7 +244,7 @@ def test_the_base_is_locked_and_a_changed_one_is_noticed(world: World, other_bas
     world.add_base(world.base)
     world.yaml("base_model: tiny-llama\n")
     done = world.install("acme/legal")
-    assert done.plan.warnings == ()
+    assert [line for line in done.plan.warnings if "licence" not in line] == []
     locked = world.environment.lock.base
     assert locked is not None
     assert (locked.base, locked.source) == (BaseStore(world.settings).read("tiny-llama").ref, "folder")

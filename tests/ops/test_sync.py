@@ -65,7 +65,7 @@ def test_what_belongs_to_nothing_locked_is_cleared_away_and_a_stranger_s_folder_
 
 
 def test_locked_refuses_a_lock_that_would_change(world: World) -> None:
-    with pytest.raises(UnsatisfiedError, match="is not what adapters.yaml asks for") as caught:
+    with pytest.raises(UnsatisfiedError, match=r"is not what adapters\.yaml asks for") as caught:
         synced(world, locked=True)
     assert caught.value.details == ("acme/medical@1.0.0 is not locked", "acme/spanish@1.0.0 is not locked")
     assert not (world.project / "adapters.lock").exists()
@@ -79,7 +79,7 @@ def test_locked_refuses_a_lock_that_would_change(world: World) -> None:
 
 
 def test_frozen_does_not_look_at_adapters_yaml(world: World) -> None:
-    with pytest.raises(UnsatisfiedError, match="no adapters.lock"):
+    with pytest.raises(UnsatisfiedError, match=r"no adapters\.lock"):
         synced(world, frozen=True)
     synced(world)
     world.yaml("adapters: {other: acme/not-there}\n")
