@@ -160,8 +160,7 @@ def refuse_pickles(folder: Path, names: Iterable[str]) -> None:
     check = CHECKS["ADP002"]
     for name in names:
         path = folder / name
-        if name.endswith(PICKLE_SUFFIXES):
-            raise InvalidFileError("is a pickle by its name", where=str(path), hint=check.hint, code=check.code)
+        refuse_pickle_name(name, where=str(path))
         if name.endswith(".safetensors") and path.is_file() and (kind := sniff(path)) in ("pickle", "zip"):
             text = "a pickle" if kind == "pickle" else "a zip of pickles, as torch.save writes"
             raise InvalidFileError(f"is {text}, named .safetensors", where=str(path), hint=check.hint, code=check.code)
@@ -172,6 +171,17 @@ def refuse_pickles(folder: Path, names: Iterable[str]) -> None:
             hint=check.hint,
             code=check.code,
         )
+
+
+def refuse_pickle_name(name: str, *, where: str) -> None:
+    """Refuse a file whose name says that it is a pickle.
+
+    Raises:
+        InvalidFileError: it does.
+    """
+    if name.endswith(PICKLE_SUFFIXES):
+        check = CHECKS["ADP002"]
+        raise InvalidFileError("is a pickle by its name", where=where, hint=check.hint, code=check.code)
 
 
 def regular_file(folder: Path, name: str) -> Path:

@@ -183,7 +183,7 @@ class HubClient:
         data = self._json(f"{self.endpoint}/api/models/{quote(name)}", doing, name)
         try:
             spelled, head, modified = data["id"], _commit(data["sha"]), data.get("lastModified")
-            time = datetime.fromisoformat(modified).astimezone(UTC) if modified else None
+            time = datetime.fromisoformat(modified).astimezone(UTC).replace(microsecond=0) if modified else None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _odd(doing, name) from error
         if not isinstance(spelled, str):

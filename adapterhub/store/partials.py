@@ -68,6 +68,10 @@ class Partial:
         self._state = hashlib.sha256()
         self.size = 0
 
+    def close(self) -> None:
+        """Close the file, so that it can be moved on any system; nothing can be written any more."""
+        self._stream.close()
+
     def read_again(self) -> None:
         """Hash what a former download left; what cannot be the beginning of the file is discarded."""
         with local_io(self.path, "read the store"):
@@ -100,7 +104,7 @@ def open_partial(store: Store, entry: FileEntry) -> Iterator[Partial]:
         partial.read_again()
         yield partial
     finally:
-        stream.close()
+        partial.close()
         _release(folder, entry, own)
 
 
