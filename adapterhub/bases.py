@@ -174,6 +174,23 @@ def look_at(record: BaseRecord) -> BaseState:
     return BaseState.TOUCHED if {(stamp.path, stamp.size) for stamp in now} == before else BaseState.CHANGED
 
 
+class MissingBaseError(UnsatisfiedError):
+    """A base model is not here, and its id says that the Hub may have it.
+
+    id, revision: what to look for there; the revision is None where any will do.
+    """
+
+    def __init__(self, message: str, *, id: str, revision: str | None, where: str | None = None) -> None:
+        wanted = id if revision is None else f"{id}#{revision}"
+        super().__init__(
+            message,
+            where=where,
+            hint=f"`adapt base add {wanted}` downloads it from the Hub; `adapt base list` shows what is here",
+        )
+        self.id = id
+        self.revision = revision
+
+
 class BaseStore:
     """The records below `settings.bases`, and the only writer of that folder."""
 
@@ -184,16 +201,25 @@ class BaseStore:
         """Return where a converted model of this id lies."""
         return self.root / "models" / _key(id)
 
-    def get(self, id: str, *, progress: Progress = SILENT) -> BaseRecord:
+    def get(self, id: str, *, revision: str | None = None, progress: Progress = SILENT) -> BaseRecord:
         """Return a base's record after a look at its folder.
 
         Where files carry another time but their old sizes, everything is hashed again, once: the new times are kept.
+        revision: which one to look for on the Hub, where the base is not here.
 
         Raises:
-            UnsatisfiedError: there is no such base, or its folder is gone. IntegrityError: its folder changed.
+            UnsatisfiedError: there is no such base, or its folder is gone (MissingBaseError where the Hub may have it).
+            IntegrityError: its folder changed.
         """
-        record = self.read(id)
+        record = self.read(id, revision=revision)
         state = look_at(record)
+        if state is BaseState.GONE and record.source == "hub-cache" and record.ref.pinned:
+            raise MissingBaseError(
+                f"base model {id} is no longer in the Hub's cache",
+                id=id,
+                revision=record.ref.revision,
+                where=str(record.path),
+            )
         if state is BaseState.GONE:
             raise UnsatisfiedError(
                 f"the folder of base model {id} is gone", where=str(record.path), hint=_add_again(record)
@@ -232,14 +258,16 @@ class BaseStore:
                 hint=f"adapt base remove {record.ref.id}, then {_add_again(record)}",
             )
 
-    def read(self, id: str) -> BaseRecord:
-        """Return a base's record without a look at its folder.
+    def read(self, id: str, *, revision: str | None = None) -> BaseRecord:
+        """Return a base's record without a look at its folder; `revision` as of `get`.
 
         Raises:
             UnsatisfiedError: there is no such base. UsageError: that is no id. InvalidFileError: a broken record.
         """
         path = self._path(id)
         record = self._read_file(path) if path.is_file() else None
+        if record is None and "/" in id:
+            raise MissingBaseError(f"there is no base model {id} here", id=id, revision=revision)
         if record is None or record.ref.id != id:
             near = f"; there is {record.ref.id}" if record else ""
             raise UnsatisfiedError(
@@ -348,7 +376,13 @@ def _was(record: BaseRecord, name: str) -> bool:
 
 
 def _add_again(record: BaseRecord) -> str:
-    place = record.path if record.source in ("folder", "hub-cache") else "…"
+    """Return the command that brings a base back; what the Hub's cache lost, the Hub has."""
+    place = str(record.path) if record.source == "folder" else "…"
+    if record.source == "hub-cache":
+        repository = record.path.parent.parent.name.removeprefix("models--")
+        place = f"hub:{repository.replace('--', '/')}#{record.path.name}"
+    if record.ref.pinned and place == f"hub:{record.ref.id}#{record.ref.revision}":
+        return f"adapt base add {place.removeprefix('hub:')}"
     return f"adapt base add {record.ref.id} --from {place}"
 
 

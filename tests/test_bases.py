@@ -86,7 +86,10 @@ def test_a_converted_model_is_recorded_relative_to_the_store(tmp_path: Path, set
 def test_a_base_that_is_not_here(store: BaseStore) -> None:
     with pytest.raises(UnsatisfiedError, match="no base model org/none") as caught:
         store.get("org/none")
-    assert caught.value.hint is not None and "adapt base add org/none --from" in caught.value.hint
+    assert caught.value.hint is not None and "`adapt base add org/none` downloads it" in caught.value.hint
+    with pytest.raises(UnsatisfiedError, match="no base model none") as caught:
+        store.get("none")
+    assert caught.value.hint is not None and "adapt base add none --from FOLDER" in caught.value.hint
     assert store.find("org/none") is None
     assert store.list() == ()
 

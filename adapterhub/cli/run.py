@@ -7,6 +7,7 @@ import sys
 import click
 
 from adapterhub.cli import console, options
+from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
 from adapterhub.errors import UsageError
 from adapterhub.ops import run
@@ -15,7 +16,7 @@ from adapterhub.settings import read_settings
 from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 
 
-@click.command("run")
+@click.command("run", epilog='Example:  adapt run --stack medical,spanish "Was tun bei Fieber?"')
 @click.argument("prompt", required=False)
 @options.stack_option
 @options.base_option
@@ -39,6 +40,7 @@ from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 @click.option("--seed", type=int, metavar="N", help="Sample the same tokens again for the same seed.")
 @click.option("--device-map", "--device", "device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:0 or mps.")
 @click.option("--dtype", metavar="DTYPE", help="auto (default, by the hardware), float32, bfloat16 or float16.")
+@yes_option
 @options.dry_run_option
 @options.json_option
 def command(
@@ -56,6 +58,7 @@ def command(
     seed: int | None,
     device: str | None,
     dtype: str | None,
+    yes: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -74,20 +77,25 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    plan = run.plan_run(
-        _prompt(prompt),
-        stack=stack,
-        base=base,
-        system=system,
-        raw=raw,
-        generation=generation,
-        device=device,
-        dtype=dtype,
-        settings=read_settings(),
-    )
+    settings, text = read_settings(), _prompt(prompt)
+
+    def planned() -> run.RunPlan:
+        return run.plan_run(
+            text,
+            stack=stack,
+            base=base,
+            system=system,
+            raw=raw,
+            generation=generation,
+            device=device,
+            dtype=dtype,
+            settings=settings,
+        )
+
     if dry_run:
-        console.print_plan(plan, as_json=as_json)
+        console.print_plan(plan_with_base(planned, verb="run", settings=settings), as_json=as_json)
         return
+    plan = with_base(planned, settings=settings, yes=yes)
     _tell(plan)
     # The display is taken down before text comes: two writers on one terminal line spoil each other.
     with open_progress() as progress:

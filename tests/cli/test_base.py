@@ -69,8 +69,10 @@ def test_a_changed_folder(base: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (("add", "tiny"), 2, "missing option --from"),
-        (("add", "m", "--from", "hub:org/model"), 2, "hf download org/model"),
+        (("add", "tiny"), 2, "adapt base add tiny --from FOLDER"),
+        (("add", "m", "--from", "hub:org/model"), 5, "offline, and main of this model is not"),
+        (("add", "org/model#v1"), 5, "offline, and v1 of this model is not"),
+        (("add", "m", "--from", "hub:model"), 2, "org/model#REV"),
         (("add", "m", "--from", "/nowhere"), 1, "no such file"),
         (("show", "none"), 1, "adapt base add none --from"),
         (("remove", "none"), 1, "no base model none"),

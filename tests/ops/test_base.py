@@ -143,11 +143,20 @@ def test_a_declared_origin_is_recorded(tmp_path: Path, settings: Settings) -> No
     assert record.ref.derived_from is not None and record.ref.derived_from.id == "org/base"
 
 
-@pytest.mark.parametrize("source", ["hub:org/model", "org/model"])
-def test_the_hub_is_refused_with_the_way_round(settings: Settings, source: str) -> None:
-    with pytest.raises(UsageError, match="not downloaded yet") as caught:
-        plan_add_base("m", source, settings=settings)
-    assert caught.value.hint is not None and "`hf download org/model`" in caught.value.hint
+def test_a_folder_that_is_not_there_is_never_taken_for_the_hub_s(settings: Settings) -> None:
+    with pytest.raises(UnsatisfiedError, match="no such file") as caught:
+        plan_add_base("m", "org/model", settings=settings)
+    assert caught.value.hint == "for the model on the Hub: --from hub:org/model"
+
+
+def test_a_name_alone_is_the_hub_s_and_never_a_folder(settings: Settings, tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "base")
+    for name in ("tiny", str(folder), "./base"):
+        with pytest.raises(UsageError, match="means a model on the Hub"):
+            plan_add_base(name, settings=settings)
+    with pytest.raises(UsageError, match="means a model on the Hub") as caught:
+        plan_add_base(str(folder), settings=settings)
+    assert caught.value.hint == f"adapt base add NAME --from {folder}"
 
 
 def test_nothing_there(settings: Settings, tmp_path: Path) -> None:
