@@ -1,0 +1,7 @@
+"""The Hub on loopback for the tests of this folder."""
+
+from __future__ import annotations
+
+from tests.hub.fixtures import hub, hub_client
+
+__all__ = ["hub", "hub_client"]
