@@ -17,11 +17,14 @@ from adapterhub.ops import base as _base
 from adapterhub.ops import build as _build
 from adapterhub.ops import install as _install
 from adapterhub.ops import list as _list
+from adapterhub.ops import lock as _lock
 from adapterhub.ops import merge as _merge
 from adapterhub.ops import publish as _publish
 from adapterhub.ops import run as _run
 from adapterhub.ops import show as _show
+from adapterhub.ops import sync as _sync
 from adapterhub.ops import uninstall as _uninstall
+from adapterhub.ops import update as _update
 from adapterhub.ops.load import load
 from adapterhub.ops.validate import validate
 from adapterhub.progress import SILENT, Progress
@@ -38,11 +41,14 @@ __all__ = [
     "install",
     "list_adapters",
     "load",
+    "lock",
     "merge",
     "publish",
     "run",
     "show",
+    "sync",
     "uninstall",
+    "update",
     "validate",
 ]
 
@@ -134,6 +140,53 @@ def install(
         cwd=cwd,
     )
     return _install.install(plan, progress=progress)
+
+
+def sync(
+    *,
+    locked: bool = False,
+    frozen: bool = False,
+    base: str | None = None,
+    allow_base_mismatch: bool = False,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> _install.Installed:
+    """Make what is installed exactly what is locked; locked: fail where the lock would change; frozen: take it as it is.
+
+    Raises:
+        UnsatisfiedError: the lock is out of date, or there is none. What `install` raises.
+    """
+    plan = _sync.plan_sync(
+        environment=find_environment(cwd, settings),
+        locked=locked,
+        frozen=frozen,
+        base=base,
+        allow_base_mismatch=allow_base_mismatch,
+        cwd=cwd,
+    )
+    return _sync.sync(plan, progress=progress)
+
+
+def lock(*, upgrade: bool = False, settings: Settings | None = None, cwd: Path | None = None) -> tuple[str, ...]:
+    """Write adapters.lock for what adapters.yaml asks for, and return its changes in words; nothing is installed.
+
+    Raises:
+        UnsatisfiedError: no such version, or requirements that contradict each other.
+    """
+    return _lock.lock(_lock.plan_lock(environment=find_environment(cwd, settings), upgrade=upgrade, cwd=cwd))
+
+
+def update(
+    *words: str, settings: Settings | None = None, cwd: Path | None = None, progress: Progress = SILENT
+) -> _install.Installed:
+    """Move aliases or names, or everything, to the newest versions that adapters.yaml allows.
+
+    Raises:
+        UnsatisfiedError: a word is not asked for here. What `install` raises.
+    """
+    plan = _update.plan_update(words, environment=find_environment(cwd, settings), cwd=cwd)
+    return _update.update(plan, progress=progress)
 
 
 def uninstall(
