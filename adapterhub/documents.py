@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io, write_atomic
-from adapterhub.spec._decode import suggest
+from adapterhub.spec._decode import repeated, suggest
 
 if TYPE_CHECKING:
     from adapterhub.spec.lockfile import Lockfile
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 MAX_AUTHORED_BYTES = 1 << 20
 MAX_JSON_BYTES = 64 << 20
+# Manifests, configs and provenance come from strangers, and reading JSON takes up to a hundred times its size.
+MAX_DOCUMENT_BYTES = 8 << 20
 MAX_DEPTH = 64
+# ruamel.yaml reads some 15,000 values a second: a person's file ends far below this.
+MAX_YAML_VALUES = 25_000
 
 
 def read_bytes(path: Path, *, limit: int) -> bytes:
@@ -54,7 +58,7 @@ def _nearby(path: Path) -> str | None:
 
 
 def parse_json(data: bytes, *, where: str) -> object:
-    """Read JSON strictly: UTF-8, no duplicate keys, no NaN, at most MAX_DEPTH levels.
+    """Read JSON strictly: UTF-8, no half surrogate pairs, no duplicate keys, no NaN, at most MAX_DEPTH levels.
 
     Raises:
         InvalidFileError: it is not that; the message names line and column where it can.
@@ -69,16 +73,14 @@ def parse_json(data: bytes, *, where: str) -> object:
         raise InvalidFileError("is nested too deeply", where=where) from error
     except ValueError as error:
         raise InvalidFileError(str(error), where=where) from error
-    _check_depth(value, where)
+    _check_values(value, where)
     return value
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
+        raise ValueError(f"the key {repeated(key for key, _ in pairs)[0]!r} comes twice")
     return found
 
 
@@ -86,15 +88,19 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
 
 
-def _check_depth(value: object, where: str) -> None:
+def _check_values(value: object, where: str) -> None:
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         deeper: list[object] = []
         for item in level:
-            if isinstance(item, Mapping):
+            if isinstance(item, dict):
                 deeper.extend(item.values())
+                for key in item:
+                    _check_text(key, where)
             elif isinstance(item, list):
                 deeper.extend(item)
+            elif isinstance(item, str):
+                _check_text(item, where)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise InvalidFileError("holds a number that is too large", where=where)
         if not deeper:
@@ -103,9 +109,18 @@ def _check_depth(value: object, where: str) -> None:
     raise InvalidFileError(f"is nested more than {MAX_DEPTH} levels deep", where=where)
 
 
-def read_json(path: Path) -> object:
+def _check_text(text: str, where: str) -> None:
+    """Refuse what an escape can say and UTF-8 cannot: it could never be written again."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidFileError("holds half a surrogate pair, which is no character", where=where) from error
+
+
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> object:
     """Read a JSON file; see parse_json."""
-    return parse_json(read_bytes(path, limit=MAX_JSON_BYTES), where=str(path))
+    return parse_json(read_bytes(path, limit=limit), where=str(path))
 
 
 def parse_yaml(data: bytes, *, where: str) -> object:
@@ -129,7 +144,7 @@ def parse_yaml(data: bytes, *, where: str) -> object:
         mark = error.problem_mark or error.context_mark
         place = f"{where}: line {mark.line + 1}" if mark else where
         raise InvalidFileError(str(error.problem or error.context or "is not YAML"), where=place) from error
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, OverflowError) as error:  # OverflowError: "\\UFFFFFFFF" in ruamel.yaml's scanner
         raise InvalidFileError(f"is not YAML: {error}", where=where) from error
     except RecursionError as error:
         raise InvalidFileError("is nested too deeply", where=where) from error
@@ -152,6 +167,7 @@ class _YamlBuilder:
     def __init__(self, events: Iterator[Any], where: str) -> None:
         self._events = events
         self._where = where
+        self._values = 0
 
     def document(self) -> object:
         value: object = None
@@ -176,6 +192,9 @@ class _YamlBuilder:
             self._refuse(event, f"the tag {event.tag} is not allowed")
         if depth > MAX_DEPTH:
             self._refuse(event, f"is nested more than {MAX_DEPTH} levels deep")
+        self._values += 1
+        if self._values > MAX_YAML_VALUES:
+            self._refuse(event, f"holds more than {MAX_YAML_VALUES} values")
         if kind == "ScalarEvent":
             return self._scalar(event)
         if kind == "SequenceStartEvent":
@@ -187,7 +206,7 @@ class _YamlBuilder:
         for event in self._until("MappingEndEvent"):
             if type(event).__name__ != "ScalarEvent":
                 self._refuse(event, "a key must be text")
-            key = str(event.value)
+            key = self._text(event)
             if event.anchor or event.tag:
                 self._refuse(event, "anchors and tags are not allowed")
             if key in found:
@@ -200,7 +219,7 @@ class _YamlBuilder:
             yield event
 
     def _scalar(self, event: Any) -> object:
-        text = str(event.value)
+        text = self._text(event)
         if not event.implicit[0]:
             return text
         for pattern, build in _CORE_SCALARS:
@@ -208,6 +227,11 @@ class _YamlBuilder:
                 if len(text) > 400:
                     self._refuse(event, "a number is longer than 400 digits")
                 return build(text)
+        return text
+
+    def _text(self, event: Any) -> str:
+        text = str(event.value)
+        _check_text(text, f"{self._where}: line {event.start_mark.line + 1}")
         return text
 
     def _refuse(self, event: Any, message: str) -> NoReturn:
@@ -235,7 +259,7 @@ def read_manifest(folder: Path) -> Manifest:
     from adapterhub.spec.manifest import MANIFEST_FILE, Manifest
 
     path = folder / MANIFEST_FILE
-    return Manifest.from_data(read_json(path), where=str(path))
+    return Manifest.from_data(read_json(path, limit=MAX_DOCUMENT_BYTES), where=str(path))
 
 
 def read_adapter_config(folder: Path) -> dict[str, object]:
@@ -243,7 +267,7 @@ def read_adapter_config(folder: Path) -> dict[str, object]:
     from adapterhub.spec.manifest import CONFIG_FILE
 
     path = folder / CONFIG_FILE
-    value = read_json(path)
+    value = read_json(path, limit=MAX_DOCUMENT_BYTES)
     if not isinstance(value, dict):
         raise InvalidFileError("expected a JSON object", where=str(path))
     return value
@@ -254,7 +278,7 @@ def read_provenance(folder: Path) -> Provenance:
     from adapterhub.spec.provenance import PROVENANCE_FILE, Provenance
 
     path = folder / PROVENANCE_FILE
-    return Provenance.from_data(read_json(path), where=str(path))
+    return Provenance.from_data(read_json(path, limit=MAX_DOCUMENT_BYTES), where=str(path))
 
 
 def read_project(folder: Path) -> Project:

@@ -17,6 +17,11 @@ T = TypeVar("T")
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Frozen: TypeAlias = "bool | int | float | str | tuple[Frozen, ...] | Mapping[str, Frozen] | None"
 
+# Beyond these, a person is helped no further, and a stranger's file could have a reader compare and list for minutes.
+MAX_FAULTS = 100
+MAX_TEXT = 4096
+_MAX_SUGGESTED = 100
+
 _VERSION = re.compile(r"(0|[1-9][0-9]{0,3})\.(0|[1-9][0-9]{0,3})")
 
 
@@ -61,9 +66,22 @@ def kind_of(value: object) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word nearest to `word`, if one is near."""
+    """Return the known word nearest to `word`, if one is near; nobody mistypes a very long one."""
+    if len(word) > _MAX_SUGGESTED:
+        return None
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def repeated(keys: Iterable[T]) -> list[T]:
+    """Return the keys that come more than once, each once, in the order of their second coming."""
+    seen: set[T] = set()
+    found: dict[T, None] = {}
+    for key in keys:
+        if key in seen:
+            found[key] = None
+        seen.add(key)
+    return list(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,16 +97,25 @@ class Fault:
 
 @dataclass(slots=True)
 class Faults:
-    """What was found wrong while reading one document."""
+    """What was found wrong while reading one document; of very many faults the first MAX_FAULTS."""
 
     where: str
     authored: bool = True
     found: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unlisted: int = 0
+
+    @property
+    def full(self) -> bool:
+        """True when further faults are only counted."""
+        return len(self.found) >= MAX_FAULTS
 
     def add(self, path: str, message: str) -> None:
         """Record one fault."""
-        self.found.append(Fault(path=path, message=message))
+        if self.full:
+            self.unlisted += 1
+        else:
+            self.found.append(Fault(path=path, message=message))
 
     def raise_if_any(self, *, hint: str | None = None) -> None:
         """Raise one InvalidFileError that lists every fault, in the order of the document."""
@@ -97,8 +124,11 @@ class Faults:
         if len(self.found) == 1:
             fault = self.found[0]
             raise InvalidFileError(fault.message, where=_join(self.where, fault.path), hint=hint)
+        details = [str(fault) for fault in self.found]
+        if self.unlisted:
+            details.append(f"… and {self.unlisted} more")
         raise InvalidFileError(
-            f"{len(self.found)} faults", where=self.where, hint=hint, details=tuple(str(f) for f in self.found)
+            f"{len(self.found) + self.unlisted} faults", where=self.where, hint=hint, details=tuple(details)
         )
 
 
@@ -169,7 +199,7 @@ class Reader:
         *,
         pattern: str | None = None,
         choices: Iterable[str] | None = None,
-        max_length: int = 4096,
+        max_length: int = MAX_TEXT,
         shape: str = "",
     ) -> str:
         """Read text; `pattern` must match whole, `choices` lists what is allowed."""
@@ -180,7 +210,7 @@ class Reader:
         return value
 
     def optional_string(
-        self, key: str, *, pattern: str | None = None, max_length: int = 4096, shape: str = ""
+        self, key: str, *, pattern: str | None = None, max_length: int = MAX_TEXT, shape: str = ""
     ) -> str | None:
         """Read text that may be absent or null."""
         if self._data.get(key) is None:
@@ -228,12 +258,12 @@ class Reader:
         value = self._typed(key, default, (int, float), "a number")
         if not isinstance(value, int | float):
             return 0.0
-        if not _finite(value):
+        if not finite(value):
             self.fault(key, f"must be finite, is {value}")
         elif not minimum <= value <= maximum:
             bound = f"at least {minimum:g}" if value < minimum else f"at most {maximum:g}"
             self.fault(key, f"must be {bound}, is {value:g}")
-        return float(value) if _finite(value) else 0.0
+        return float(value) if finite(value) else 0.0
 
     def boolean(self, key: str, default: bool | Missing = REQUIRED) -> bool:
         """Read true or false."""
@@ -253,7 +283,7 @@ class Reader:
                 self.fault(f"{key}[{index}]", f"expected text, found {_shown(item)}")
             else:
                 self._check_text(
-                    self.at(f"{key}[{index}]"), item, pattern=pattern, choices=None, max_length=4096, shape=shape
+                    self.at(f"{key}[{index}]"), item, pattern=pattern, choices=None, max_length=MAX_TEXT, shape=shape
                 )
                 found.append(item)
         return tuple(found)
@@ -263,6 +293,9 @@ class Reader:
         value = self._typed(key, default, (str,), "text")
         if not isinstance(value, str):
             return cast(T, value)
+        if len(value) > MAX_TEXT:
+            self.fault(key, f"is longer than {MAX_TEXT} characters")
+            return cast(T, None)
         try:
             return parser(value)
         except ValueError as error:
@@ -326,7 +359,7 @@ class Reader:
         for key in self._data:
             if key in known_keys:
                 continue
-            near = suggest(str(key), known_keys)
+            near = None if self._faults.full else suggest(str(key), known_keys)
             self.fault(str(key), "unknown key" + (f"; did you mean {near!r}?" if near else ""))
 
     def authored_version(self, key: str, *, supported: str) -> None:
@@ -372,7 +405,8 @@ class Reader:
             self.note(f"ignored keys of a newer format than {supported}: {', '.join(sorted(unknown))}")
 
 
-def _finite(value: float) -> bool:
+def finite(value: float) -> bool:
+    """Say whether a number is finite as a float, too; a whole number of any size may come."""
     try:
         return math.isfinite(value)
     except OverflowError:

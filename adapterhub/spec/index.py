@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from packaging.version import Version
 
-from adapterhub.spec._decode import Faults, Frozen, Reader, thaw
+from adapterhub.spec._decode import Faults, Frozen, Reader, repeated, thaw
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, canonical_json
 from adapterhub.spec.manifest import KINDS, Manifest, StackRequirement
@@ -113,8 +113,7 @@ class AdapterIndex:
         extra = r.free("extra")
         r.finish_versioned(newer, INDEX_VERSION)
         if r.clean:
-            versions = [row.version for row in rows]
-            for version in sorted({item for item in versions if versions.count(item) > 1}):
+            for version in sorted(repeated(row.version for row in rows)):
                 r.fault("versions", f"{version} comes twice")
         faults.raise_if_any()
         return cls(rows=tuple(sorted(rows, key=lambda row: row.version)), extra=extra)

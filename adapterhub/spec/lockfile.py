@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from packaging.version import Version
 
-from adapterhub.spec._decode import Faults, Reader
+from adapterhub.spec._decode import Faults, Reader, repeated
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, FileEntry, canonical_json, check_relative_path
 from adapterhub.spec.refs import REVISION_PATTERN, PackageName, PackageRef, Requirement, check_alias, parse_version
@@ -141,7 +141,7 @@ class Lockfile:
         if r.clean:
             aliases, names = [e.alias for e in entries if e.alias], [e.name.key for e in entries]
             for kind, keys in (("alias", aliases), ("name", names)):
-                for key in sorted({key for key in keys if keys.count(key) > 1}):
+                for key in sorted(repeated(keys)):
                     r.fault("entries", f"the {kind} {key!r} comes twice")
         faults.raise_if_any()
         return cls(base=base, entries=tuple(sorted(entries, key=lambda e: e.name.key)))

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from adapterhub.errors import UsageError
-from adapterhub.spec._decode import Faults, Frozen, Reader, freeze, kind_of
+from adapterhub.spec._decode import Faults, Frozen, Reader, finite, freeze, kind_of
 
 ALL_LINEAR = "all-linear"
 BIAS = ("none", "all", "lora_only")
@@ -235,7 +235,7 @@ def _read_ranks(r: Reader) -> dict[str, int]:
     found: dict[str, int] = {}
     for pattern, value in r.items("rank_pattern"):
         _check_expression(r, f"rank_pattern.{pattern}", pattern)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        if isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 2**63:
             found[pattern] = value
         else:
             r.fault(f"rank_pattern.{pattern}", "expected a whole number of at least 1")
@@ -246,7 +246,7 @@ def _read_alphas(r: Reader) -> dict[str, float]:
     found: dict[str, float] = {}
     for pattern, value in r.items("alpha_pattern"):
         _check_expression(r, f"alpha_pattern.{pattern}", pattern)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if isinstance(value, int | float) and not isinstance(value, bool) and finite(value):
             found[pattern] = value
         else:
             r.fault(f"alpha_pattern.{pattern}", "expected a finite number")

@@ -65,12 +65,12 @@ class Project:
         return value
 
     def _cross_check(self, r: Reader) -> None:
+        known = ", ".join(sorted(self.adapters)) or "none yet"
         for name, stack in self.stacks.items():
             if name in self.adapters:
                 r.fault(f"stacks.{name}", "is an adapter's alias too; a word means one thing")
             for layer in stack.layers:
                 if "/" not in layer.word and layer.word not in self.adapters and layer.word not in self.stacks:
-                    known = ", ".join(sorted(self.adapters)) or "none yet"
                     r.fault(f"stacks.{name}", f"{layer.word!r} is no adapter of this project (known: {known})")
 
     def to_data(self) -> dict[str, object]:

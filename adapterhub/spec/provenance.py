@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from types import MappingProxyType
 
 from adapterhub.spec._decode import Faults, Frozen, Reader, thaw
@@ -59,9 +60,9 @@ class Provenance:
         r.format_version("provenance_version", supported=PROVENANCE_VERSION)
         r.string("_type", choices=(STATEMENT_TYPE,))
         r.string("predicateType", choices=(PREDICATE_TYPE,))
-        subjects = list(r.mappings("subject"))
+        subjects = list(islice(r.mappings("subject"), 2))
         if len(subjects) != 1:
-            r.fault("subject", f"expected one subject, found {len(subjects)}")
+            r.fault("subject", f"expected one subject, found {'several' if subjects else 'none'}")
         subject = subjects[0] if subjects else Reader({}, faults, "subject[0]")
         predicate = r.mapping("predicate", optional=False) or Reader({}, faults, "predicate")
         definition = predicate.mapping("buildDefinition", optional=False) or Reader({}, faults, "predicate")

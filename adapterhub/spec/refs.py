@@ -13,6 +13,7 @@ NAME_PATTERN = _PART
 ALIAS_PATTERN = r"[a-z0-9][a-z0-9_-]{0,63}"
 VERSION_PATTERN = r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)((a|b|rc)(0|[1-9][0-9]*))?(\+g[0-9a-f]{12})?"
 REVISION_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,254}"
+_MAX_REQUIREMENT = 1024
 _SUFFIXES = ("-lora", "-qlora", "-adapter")
 
 
@@ -138,6 +139,8 @@ class Requirement:
         Raises:
             ValueError: it is of another form.
         """
+        if len(text) > _MAX_REQUIREMENT:
+            raise ValueError(f"a requirement is longer than {_MAX_REQUIREMENT} characters")
         match = re.fullmatch(r"\s*([^\s<>=!~@#,]+)\s*(.*?)\s*", text, re.DOTALL)
         if not match:
             raise ValueError(f"{text[:100]!r} is not a requirement such as org/name>=1.2,<2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from adapterhub.spec._decode import Reader
+from adapterhub.spec._decode import MAX_TEXT, Reader, repeated
 
 DEFAULT_COMBINATION = "sum"
 
@@ -35,6 +35,8 @@ class Stack:
         Raises:
             ValueError: a layer is empty, its weight is no finite number, or a word comes twice.
         """
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"a stack is longer than {MAX_TEXT} characters")
         layers = []
         for part in text.split(","):
             word, equals, weight = part.strip().rpartition("=")
@@ -43,10 +45,8 @@ class Stack:
             if not word:
                 raise ValueError(f"{text!r} has an empty layer; write medical,spanish=0.5")
             layers.append(StackLayer(word=word.strip(), weight=_weight(word, weight)))
-        words = [layer.word for layer in layers]
-        for word in words:
-            if words.count(word) > 1:
-                raise ValueError(f"{word!r} comes twice in the stack; give it one weight")
+        if twice := repeated(layer.word for layer in layers):
+            raise ValueError(f"{twice[0]!r} comes twice in the stack; give it one weight")
         return cls(layers=tuple(layers), combination=combination)
 
     def __str__(self) -> str:
