@@ -152,7 +152,9 @@ def sync(
     cwd: Path | None = None,
     progress: Progress = SILENT,
 ) -> _install.Installed:
-    """Make what is installed exactly what is locked; locked: fail where the lock would change; frozen: take it as it is.
+    """Make what is installed exactly what is locked.
+
+    locked: fail where the lock would have to change. frozen: take it as it is, whatever adapters.yaml says.
 
     Raises:
         UnsatisfiedError: the lock is out of date, or there is none. What `install` raises.

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from adapterhub.ops._installation import Installed
     from adapterhub.ops._planning import InstallPlan
 
+# So many packages are told one by one; of more, only those that changed.
+_FEW = 5
+
 
 def here(*, offline: bool) -> Environment:
     """Return the environment that is meant here, closed to the network where that is wanted."""
@@ -43,13 +46,17 @@ def tell_before(plan: InstallPlan) -> None:
 def tell_after(done: Installed) -> None:
     """Print what was done, a line for each package, and for each that went."""
     plan = done.plan
-    for item in plan.packages:
+    changed = [item for item in plan.packages if item.changes or item.moved]
+    few = plan.packages if len(plan.packages) <= _FEW else changed
+    for item in few:
         if item.alias is None:
             name, place = str(item.entry.ref), f" for {', '.join(_askers(plan, item.entry.name.key))}"
         else:
             name, place = f"{item.entry.ref} as {item.alias}", f" in {item.path}"
         verb = "installed" if item.changes else "up to date:"
         console.say(f"{verb} {name}{f' ({item.moved})' if item.moved else ''}{place}")
+    if len(few) < len(plan.packages):
+        console.say(f"{len(plan.packages) - len(few)} more up to date")
     for entry in plan.removed:
         console.say(f"removed {entry.ref}, which nothing asks for any more")
     for folder in plan.extras:

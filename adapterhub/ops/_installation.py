@@ -48,6 +48,10 @@ def carry_out(plan: InstallPlan, *, progress: Progress = SILENT) -> Installed:
         _edit.edit(environment, plan.change)
         return Installed(plan=plan)
     store = Store(environment.settings.store)
+    if not plan.changes:
+        if plan.packages:
+            add_root(store, environment.folder)
+        return Installed(plan=plan)
     # The lease is written before a blob is looked for: what this installation needs, no sweep takes from now on.
     with lease(store, [item.stored for item in plan.packages]):
         for item in plan.packages:
@@ -63,6 +67,8 @@ def carry_out(plan: InstallPlan, *, progress: Progress = SILENT) -> Installed:
         if plan.packages or plan.environment.lock.entries:
             add_root(store, environment.folder)
         _edit.edit(environment, plan.change)
+        if plan.packages or plan.environment.lock.entries:
+            add_root(store, environment.folder)  # once more: it remembers the lock as it is now
     return Installed(plan=plan)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 
 from adapterhub.environment import ADAPTERS_FOLDER, Environment
@@ -227,8 +228,7 @@ def finished(plan: InstallPlan, *, whole: bool) -> InstallPlan:
     if whole and plan.lay_out:
         kept = {item.path for item in plan.packages} | {environment.path_of(entry) for entry in gone}
         kept |= {item.vacated for item in plan.packages if item.vacated is not None}
-        below = ours_below(environment.folder / ADAPTERS_FOLDER)
-        plan = replace(plan, extras=tuple(path for path in below if path not in kept))
+        plan = replace(plan, extras=tuple(ours_below(environment.folder / ADAPTERS_FOLDER, besides=kept)))
     return replace(plan, steps=_steps(plan))
 
 
@@ -246,7 +246,7 @@ def _needed(choices: tuple[Choice, ...], only: PackageName | None) -> tuple[Choi
     return tuple(choice for choice in choices if choice.ref.name.key in reached or not choice.locked)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Planner:
     environment: Environment
     adapters: Mapping[str, Requirement]
@@ -283,16 +283,16 @@ class _Planner:
     def _registry_of(self, name: PackageName) -> Registry:
         """Return a name's one registry; what was typed holds for names that nothing else claims."""
         given = self.choosing.registry
-        asked = any(requirement.name.key == name.key for requirement in self._new())
         environment = self.environment
-        if not asked and (environment.project.registry_of(name) or environment.lock.by_name(name)):
+        if name.key not in self._new and (environment.project.registry_of(name) or environment.lock.by_name(name)):
             given = None
         return environment.registry_of(name, given=given, cwd=self.choosing.cwd)
 
-    def _new(self) -> list[Requirement]:
-        """Return the requirements that adapters.yaml does not have yet."""
+    @cached_property
+    def _new(self) -> frozenset[str]:
+        """The keys of what is asked for and adapters.yaml does not have yet."""
         before = self.environment.project.adapters
-        return [wanted for alias, wanted in self.adapters.items() if before.get(alias) != wanted]
+        return frozenset(wanted.name.key for alias, wanted in self.adapters.items() if before.get(alias) != wanted)
 
     def _locked(self) -> dict[str, Locked]:
         """Return what the lock offers: the entries whose registry is still the one."""
@@ -315,16 +315,13 @@ class _Planner:
         return found
 
     def _location_of(self, entry: LockedPackage) -> str:
-        if self.choosing.registry is not None and any(item.name.key == entry.name.key for item in self._new()):
+        if self.choosing.registry is not None and entry.name.key in self._new:
             return self._registry_of(entry.name).location
         return self.environment.project.registry_of(entry.name) or entry.registry
 
     def plan(self, choices: tuple[Choice, ...]) -> tuple[PlannedPackage, ...]:
         """Plan packages: from the lock and the store alone where these have them, else by what the registry says."""
         store = Store(self.environment.settings.store)
-        if self.lay_out:
-            for choice in choices:
-                require_ours(self._path(choice), self._alias_of(choice.ref.name) or choice.ref.name.default_alias)
         stored = {choice.ref.name.key: self._in_store(choice, store) for choice in choices}
         asked = [choice for choice in choices if stored[choice.ref.name.key] is None]
         described = dict(zip([choice.ref.name.key for choice in asked], self._describe(asked), strict=True))
@@ -332,7 +329,7 @@ class _Planner:
         packages = []
         for choice in choices:
             key = choice.ref.name.key
-            known, here = self.environment.lock.by_name(choice.ref.name), stored[key]
+            known, here = self._known.get(key), stored[key]
             if here is not None:
                 assert known is not None
                 entry = replace(known, alias=self._alias_of(choice.ref.name))
@@ -343,7 +340,7 @@ class _Planner:
 
     def _in_store(self, choice: Choice, store: Store) -> StoredPackage | None:
         """Return a locked package that the store has whole and whose fit was decided when it was locked."""
-        known = self.environment.lock.by_name(choice.ref.name)
+        known = self._known.get(choice.ref.name.key)
         if not choice.locked or known is None or not self.check.settled(self.environment.lock):
             return None
         if not self.lay_out:  # the lock alone is asked for: what it says already needs no look at the store
@@ -364,15 +361,15 @@ class _Planner:
 
     def _from_registry(self, choice: Choice, source: tuple[Registry, Description], store: Store) -> PlannedPackage:
         registry, description = source
-        known = self.environment.lock.by_name(choice.ref.name)
+        known = self._known.get(choice.ref.name.key)
         again = known is not None and known.ref == choice.ref
-        requirement = next((item for item in self.adapters.values() if item.name.key == choice.ref.name.key), None)
-        requested = None if requirement is None else requirement.revision
+        alias = self._alias_of(choice.ref.name)
+        requested = None if alias is None else self.adapters[alias].revision
         if known is not None and again and (choice.locked or requested is None):
             _require_as_locked(description, known, registry)
         stored = description.stored
         entry = LockedPackage(
-            alias=self._alias_of(choice.ref.name),
+            alias=alias,
             name=choice.ref.name,
             version=choice.ref.version,
             registry=registry.location,
@@ -393,27 +390,32 @@ class _Planner:
 
     def _planned(self, choice: Choice, entry: LockedPackage, stored: StoredPackage) -> PlannedPackage:
         path = self.environment.path_of(entry)
-        known = self.environment.lock.by_name(entry.name)
+        known = self._known.get(entry.name.key)
+        state = state_of(path, stored) if self.lay_out else State.SAME
+        if state is State.FOREIGN:
+            require_ours(path, entry.alias or entry.name.default_alias)
         old = None if known is None else self.environment.path_of(known)
         return PlannedPackage(
             alias=entry.alias,
             entry=entry,
             stored=stored,
             path=path,
-            state=state_of(path, stored) if self.lay_out else State.SAME,
+            state=state,
             before=known,
             vacated=old if old != path else None,
             reasons=choice.reasons,
         )
 
     def _alias_of(self, name: PackageName) -> str | None:
-        return next((alias for alias, wanted in self.adapters.items() if wanted.name.key == name.key), None)
+        return self._aliases.get(name.key)
 
-    def _path(self, choice: Choice) -> Path:
-        entry = LockedPackage(
-            alias=self._alias_of(choice.ref.name), name=choice.ref.name, version=choice.ref.version, registry=""
-        )
-        return self.environment.path_of(entry)
+    @cached_property
+    def _aliases(self) -> dict[str, str]:
+        return {wanted.name.key: alias for alias, wanted in self.adapters.items()}
+
+    @cached_property
+    def _known(self) -> dict[str, LockedPackage]:
+        return {entry.name.key: entry for entry in self.environment.lock.entries}
 
 
 def stored_of(entry: LockedPackage) -> StoredPackage:
