@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ from adapterhub.spec.digest import CHUNK_BYTES, Digest, FileEntry
 from adapterhub.store.content import Store
 
 SUFFIX = ".part"
+ABANDONED_SECONDS = 86_400.0
+"""A part that no process was seen to write for this long is nobody's: of another machine, or of a former boot."""
 
 
 class Partial:
@@ -116,11 +119,10 @@ def folder_of(store: Store) -> Path:
 def _claim(folder: Path, entry: FileEntry, own: Path) -> None:
     """Rename the longest part that is nobody's, or a dead process's, to a name of our own; drop the shorter ones."""
     found = []
-    for path in folder.glob(f"{entry.digest.hex}.*"):
-        owner = owner_in(path.name)
-        if path.suffix == SUFFIX and (owner is None or not may_be_alive(owner)):
-            with contextlib.suppress(OSError):
-                status = path.lstat()
+    for path in folder.glob(f"{entry.digest.hex}.*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            if _is_free(path, status.st_mtime):
                 found.append((stat.S_ISREG(status.st_mode), status.st_size, path))
     claimed = False
     for regular, _, path in sorted(found, reverse=True):
@@ -131,6 +133,12 @@ def _claim(folder: Path, entry: FileEntry, own: Path) -> None:
                 # Two processes may be here at once: the rename fails for the second.
                 path.rename(own)
                 claimed = True
+
+
+def _is_free(path: Path, written: float) -> bool:
+    """Say whether nobody writes a part: it has no owner, a dead one, or one elsewhere that fell silent for a day."""
+    owner = owner_in(path.name)
+    return owner is None or not may_be_alive(owner) or time.time() - written > ABANDONED_SECONDS
 
 
 def _release(folder: Path, entry: FileEntry, own: Path) -> None:
