@@ -9,6 +9,7 @@ explain.py     why there is no answer, and what was passed over
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from adapterhub.errors import UnsatisfiedError
 from adapterhub.registry.base import Registry
@@ -53,6 +54,8 @@ def resolve(
         UnsatisfiedError: no set of versions satisfies everything, or a stack contains itself. IntegrityError,
         InvalidFileError: a version that would be chosen is damaged. UsageError: a name has no registry.
     """
+    # What is found must not hang on the order in which somebody wrote things down.
+    wanted = sorted(wanted, key=lambda item: (item.requirement.name.key, str(item.requirement), item.by))
     candidates = Candidates(registry_of=registry_of, locked=locked, base=base, policy=policy)
     pinned = _from_lock(wanted, candidates)
     notes: tuple[str, ...] = ()
@@ -101,9 +104,20 @@ def _search(wanted: Sequence[Wanted], candidates: Candidates) -> tuple[dict[str,
             found = solve(wanted, candidates)
         except Conflict as again:
             raise explain(again, wanted, candidates) from again
-    pinned = dict(found.pinned)
-    asked = _asked(wanted, pinned, candidates)
-    return pinned, skipped(pinned, asked, found.rejections, candidates)
+    asked = _asked(wanted, found.pinned, candidates)
+    settled = {key: found.pinned[key] for key in asked if _is_best(found.pinned[key], asked[key], candidates)}
+    if len(settled) < len(asked):
+        # A stack that was tried first and given up may have held a version down: let that one climb, the rest settled.
+        found = replace(solve(wanted, candidates, settled=settled), rejections=found.rejections)
+        asked = _asked(wanted, found.pinned, candidates)
+    return dict(found.pinned), skipped(found.pinned, asked, found.rejections, candidates)
+
+
+def _is_best(candidate: Candidate, askers: Sequence[Wanted], candidates: Candidates) -> bool:
+    if candidate.locked is not None or candidate.answers:
+        return True
+    allowed, _ = candidates.sort_out(candidate.ref.name, tuple(item.requirement for item in askers))
+    return bool(allowed) and allowed[0].version == candidate.ref.version
 
 
 def _asked(

@@ -78,6 +78,9 @@ class Candidates:
     _descriptions: dict[Identity, Description] = field(default_factory=dict)
     _revisions: dict[tuple[str, str], Description | UnsatisfiedError] = field(default_factory=dict)
     _verdicts: dict[Identity, str | None] = field(default_factory=dict)
+    _sorted: dict[tuple[str, frozenset[Requirement]], tuple[list[Listed], list[tuple[Listed, str]]]] = field(
+        default_factory=dict
+    )
     _kept: dict[str, Locked | None] = field(default_factory=dict)
 
     def registry(self, name: PackageName) -> Registry:
@@ -173,6 +176,14 @@ class Candidates:
         self, name: PackageName, requirements: Sequence[Requirement]
     ) -> tuple[list[Listed], list[tuple[Listed, str]]]:
         """Return which versions in the ranges may be chosen, best first, and which may not, with the reason."""
+        at = (name.key, frozenset(requirements))
+        if at not in self._sorted:
+            self._sorted[at] = self._sort_out(name, requirements)
+        return self._sorted[at]
+
+    def _sort_out(
+        self, name: PackageName, requirements: Sequence[Requirement]
+    ) -> tuple[list[Listed], list[tuple[Listed, str]]]:
         listed = [
             item for item in self.listing(name) if all(satisfies(item.version, wanted) for wanted in requirements)
         ]
@@ -210,6 +221,11 @@ class Candidates:
             except UnsatisfiedError as error:
                 self._listings[name.key] = error
         found = self._listings[name.key]
+        return () if isinstance(found, UnsatisfiedError) else found
+
+    def listed(self, name: PackageName) -> tuple[Listed, ...]:
+        """Return a name's versions as far as they were looked up; looks nothing up."""
+        found = self._listings.get(name.key, ())
         return () if isinstance(found, UnsatisfiedError) else found
 
     def at_revision(self, name: PackageName, revision: str) -> Description | UnsatisfiedError:

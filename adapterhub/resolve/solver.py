@@ -37,25 +37,32 @@ class Want:
     refusal: str | None = None
 
 
+Cause = RequirementInformation[Want, Candidate]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
     """A candidate that was tried in vain, and all that was required of the name it failed for."""
 
     candidate: Candidate
-    causes: tuple[RequirementInformation[Want, Candidate], ...]
+    causes: tuple[Cause, ...]
 
 
 class Conflict(Exception):
-    """No set of versions satisfies everything; what the search learned on its way."""
+    """No set of versions satisfies everything; what the search learned on its way.
 
-    def __init__(
-        self,
-        causes: Iterable[RequirementInformation[Want, Candidate]],
-        rejections: Sequence[Rejection],
-    ) -> None:
+    causes: where it gave up. rejections: what was tried before, by key. asked: all that was required of each key.
+    """
+
+    def __init__(self, causes: Iterable[Cause], rejections: Iterable[Rejection], asked: Iterable[Cause]) -> None:
         super().__init__("no set of versions satisfies everything")
         self.causes = tuple(causes)
-        self.rejections = tuple(rejections)
+        self.rejections: dict[str, list[Rejection]] = {}
+        self.asked: dict[str, list[Cause]] = {}
+        for rejection in rejections:
+            self.rejections.setdefault(rejection.candidate.ref.name.key, []).append(rejection)
+        for cause in asked:
+            self.asked.setdefault(cause.requirement.requirement.name.key, []).append(cause)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +203,15 @@ def _meets_all(candidate: Candidate, requirements: Iterable[Requirement]) -> boo
 
 @dataclass(slots=True)
 class _Record(BaseReporter[Want, Candidate, str]):
-    """Keeps what was tried in vain: the last reason for each candidate."""
+    """Keeps what was required by whom, and what was tried in vain: the last reason for each candidate."""
 
     rejected: dict[Identity, Rejection] = field(default_factory=dict)
+    asked: dict[int, Cause] = field(default_factory=dict)
+
+    def adding_requirement(self, requirement: Want, parent: Candidate | None) -> None:
+        """Called for every requirement that comes up."""
+        if requirement.refusal is None:
+            self.asked[id(requirement)] = RequirementInformation(requirement, parent)
 
     def rejecting_candidate(self, criterion: Criterion[Want, Candidate], candidate: Candidate) -> None:
         """Called for every candidate whose requirements cannot be met."""
@@ -220,7 +233,7 @@ def solve(
     try:
         found = resolver.resolve(wants, max_rounds=MAX_ROUNDS)
     except ResolutionImpossible as error:
-        raise Conflict(error.causes, tuple(record.rejected.values())) from error
+        raise Conflict(error.causes, record.rejected.values(), record.asked.values()) from error
     except ResolutionTooDeep as error:
         raise UnsatisfiedError(
             f"found no set of versions in {MAX_ROUNDS} steps",
