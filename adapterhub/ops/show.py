@@ -9,6 +9,7 @@ from packaging.version import Version
 
 from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError, UsageError
+from adapterhub.ops._manifest_rows import manifest_rows, version_row
 from adapterhub.package import open_package
 from adapterhub.registry import Listed
 from adapterhub.resolve import choose
@@ -37,25 +38,11 @@ class Shown:
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return labels and values as a person reads them, empty ones left out."""
         manifest = self.manifest
-        base, settings = manifest.base_model, manifest.hyperparameters
-        targets = settings.get("target_modules")
         rows = [
             ("name", str(self.ref.name) if self.ref else manifest.name),
-            ("version", str(manifest.version) + (" (derived: the package brings no manifest)" if self.derived else "")),
+            version_row(manifest, derived=self.derived),
             ("alias", self.entry.alias or "" if self.entry else ""),
-            ("summary", manifest.summary),
-            ("license", manifest.license or ""),
-            ("keywords", ", ".join((*manifest.keywords, *manifest.domains, *manifest.languages))),
-            ("base model", base.id + (f" at {base.revision}" if base.revision else "")),
-            ("base weights", base.fingerprints.weights.short if base.fingerprints.weights else ""),
-            ("method", manifest.method or ""),
-            ("task", manifest.task or ""),
-            ("r", str(settings.get("r", ""))),
-            ("lora_alpha", str(settings.get("lora_alpha", ""))),
-            ("target_modules", ", ".join(map(str, targets)) if isinstance(targets, tuple) else str(targets or "")),
-            ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))),
-            ("size", f"{sum(file.size for file in manifest.files):,} bytes in {len(manifest.files)} files"),
-            ("manifest", "" if self.derived else str(manifest.digest)),
+            *manifest_rows(manifest, derived=self.derived),
             ("found in", self.place),
             ("path", str(self.path) if self.path else ""),
             ("versions", ", ".join(map(str, self.versions))),
@@ -124,9 +111,10 @@ def _installed(word: str, environment: Environment, cwd: Path) -> Shown:
 
 def _in_registry(requirement: Requirement, environment: Environment, given: str | None, cwd: Path) -> Shown:
     registry = environment.registry_of(requirement.name, given=given, cwd=cwd)
+    listed: tuple[Listed, ...] = ()
+    reasons: tuple[str, ...] = ("what is there now",)
     if requirement.revision is not None:
-        description, reasons = registry.at_revision(requirement.name, requirement.revision), ("what is there now",)
-        listed: tuple[Listed, ...] = ()
+        description = registry.at_revision(requirement.name, requirement.revision)
     else:
         listed = registry.versions(requirement.name)
         chosen = choose(requirement, listed, where=registry.location)
