@@ -6,20 +6,19 @@ is wrong is taken out of the cache so that nobody trusts it again.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from adapterhub.errors import IntegrityError, LocalIOError, NetworkError
 from adapterhub.files import local_io, write_atomic
-from adapterhub.ops._base_hub import HubModel, blob_of
+from adapterhub.ops._base_hub import HubModel, blob_of, git_blob_id, is_content
 from adapterhub.progress import Progress, Task
 from adapterhub.registry._hub_client import HubClient, RemoteFile
 from adapterhub.spec.digest import CHUNK_BYTES, Digest, digest_file
@@ -85,15 +84,12 @@ def wrong_files(
     wrong = []
     for file in files:
         path, found = folder / file.path, (known or {}).get(file.path)
+        if file.sha256 is None and not file.blob_id:
+            continue
         with local_io(path, "read the file"):
-            if file.sha256 is not None:
-                same = (found or digest_file(path)[0]) == file.sha256
-            elif re.fullmatch("[0-9a-f]{40}", file.blob_id):
-                same = _git_blob_id(path) == file.blob_id
-            else:
-                continue
-        if not same:
-            wrong.append(file.path)
+            sha256, size = (found, path.stat().st_size) if found is not None else digest_file(path)
+            if not is_content(file, sha256, "" if file.sha256 is not None else _blob_id(path, size)):
+                wrong.append(file.path)
     return tuple(wrong)
 
 
@@ -108,13 +104,9 @@ def discard(model: HubModel, path: str) -> None:
         pointer.unlink(missing_ok=True)
 
 
-def _git_blob_id(path: Path) -> str:
-    """Return the id that git gives to a file's content (`git hash-object`)."""
-    state = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+def _blob_id(path: Path, size: int) -> str:
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+        return git_blob_id(iter(partial(stream.read, CHUNK_BYTES), b""), size)
 
 
 def _require_space(model: HubModel) -> None:

@@ -12,6 +12,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,14 @@ from pathlib import Path
 
 from adapterhub.bases import BaseRecord
 from adapterhub.documents import parse_json, read_json
-from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, NetworkError, UsageError
+from adapterhub.errors import (
+    AdapterHubError,
+    IncompatibleError,
+    IntegrityError,
+    InvalidFileError,
+    NetworkError,
+    UsageError,
+)
 from adapterhub.fingerprints import CONFIG_FILE, NAMED_TEMPLATES_FOLDER, TOKENIZER_CONFIG_FILE, tokenizer_digest
 from adapterhub.registry._hub_client import HubClient, RemoteFile
 from adapterhub.spec.base_model import COMMIT_PATTERN, parse_base
@@ -134,6 +142,7 @@ def look_up(id: str, revision: str | None, *, offline: bool) -> HubModel:
     Raises:
         NetworkError: offline and not in the cache, or no answer. UnsatisfiedError: no such repository or revision.
         AuthorizationError: it is gated. InvalidFileError: it is no base model, or has no safetensors.
+        IntegrityError: a config came with other bytes than it has.
         IncompatibleError: it needs code from its repository.
     """
     client = HubClient(offline=offline)
@@ -152,7 +161,8 @@ def look_up(id: str, revision: str | None, *, offline: bool) -> HubModel:
     tree = client.tree(id, commit)
     top = {file.path: file for file in tree if "/" not in file.path}
     _require_config(top, id)
-    configs = {name: _read(client, id, commit, name) for name in (CONFIG_FILE, TOKENIZER_CONFIG_FILE) if name in top}
+    read = [top[name] for name in (CONFIG_FILE, TOKENIZER_CONFIG_FILE) if name in top]
+    configs = {file.path: _read(client, id, commit, file) for file in read}
     for name, value in configs.items():
         refuse_code(value, where=f"{id}: {name}")
     files = _made_of(tree, _weights(client, id, commit, top))
@@ -299,9 +309,33 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
-def _read(client: HubClient, id: str, commit: str, name: str, limit: int = MAX_CONFIG_BYTES) -> object:
-    data = client.read(id, commit, name, limit)
-    return parse_json(data if data is not None else b"", where=f"{id}: {name}")
+def _read(client: HubClient, id: str, commit: str, file: RemoteFile, limit: int = MAX_CONFIG_BYTES) -> object:
+    """Read a small JSON file of a commit, and hold its bytes against what the list of files says.
+
+    Raises:
+        IntegrityError: they differ. InvalidFileError: no JSON.
+    """
+    data = client.read(id, commit, file.path, limit) or b""
+    if not is_content(file, Digest.of(data), git_blob_id([data], len(data))):
+        raise IntegrityError(
+            "is not what the Hub says it is", where=f"{id}: {file.path}", hint="run the same command again"
+        )
+    return parse_json(data, where=f"{id}: {file.path}")
+
+
+def is_content(file: RemoteFile, sha256: Digest, blob_id: str) -> bool:
+    """Say whether digests are a file's: its sha256 where the Hub tells it (LFS), else git's id; True where neither."""
+    if file.sha256 is not None:
+        return sha256 == file.sha256
+    return file.blob_id == blob_id if re.fullmatch("[0-9a-f]{40}", file.blob_id) else True
+
+
+def git_blob_id(chunks: Iterable[bytes], size: int) -> str:
+    """Return the id that git gives to a file's content (`git hash-object`)."""
+    state = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    for chunk in chunks:
+        state.update(chunk)
+    return state.hexdigest()
 
 
 def _mapping(value: object, where: str) -> Mapping[str, object]:
@@ -336,7 +370,7 @@ def _weights(client: HubClient, id: str, commit: str, top: Mapping[str, RemoteFi
     if SINGLE_FILE in top:
         return (SINGLE_FILE,)
     if INDEX_FILE in top:
-        index = _mapping(_read(client, id, commit, INDEX_FILE, MAX_INDEX_BYTES), f"{id}: {INDEX_FILE}")
+        index = _mapping(_read(client, id, commit, top[INDEX_FILE], MAX_INDEX_BYTES), f"{id}: {INDEX_FILE}")
         shards = sorted({str(name) for name in _mapping(index.get("weight_map"), f"{id}: {INDEX_FILE}").values()})
         absent = [name for name in shards if name not in top]
         if absent or not shards:

@@ -1,4 +1,4 @@
-"""The Hub on loopback for the tests of this folder."""
+"""The Hub on loopback, for the verbs that talk to one."""
 
 from __future__ import annotations
 
