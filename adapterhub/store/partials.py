@@ -119,7 +119,7 @@ def folder_of(store: Store) -> Path:
 def _claim(folder: Path, entry: FileEntry, own: Path) -> None:
     """Rename the longest part that is nobody's, or a dead process's, to a name of our own; drop the shorter ones."""
     found = []
-    for path in folder.glob(f"{entry.digest.hex}.*{SUFFIX}"):
+    for path in folder.glob(f"{entry.digest.hex}*{SUFFIX}"):
         with contextlib.suppress(OSError):
             status = path.lstat()
             if _is_free(path, status.st_mtime):
