@@ -1,0 +1,34 @@
+"""What `adapt show` and `adapt info` both say of a package, in the same words and order."""
+
+from __future__ import annotations
+
+from adapterhub.spec.manifest import Manifest
+
+
+def manifest_rows(manifest: Manifest, *, derived: bool) -> list[tuple[str, str]]:
+    """Return labels and values of what a manifest says, from the summary on; empty values stay in."""
+    base, settings = manifest.base_model, manifest.hyperparameters
+    targets = settings.get("target_modules")
+    return [
+        ("kind", "stack" if manifest.kind == "stack" else ""),
+        ("summary", manifest.summary),
+        ("license", manifest.license or ""),
+        ("keywords", ", ".join((*manifest.keywords, *manifest.domains, *manifest.languages))),
+        ("base model", base.id + (f" at {base.revision}" if base.revision else "")),
+        ("base weights", base.fingerprints.weights.short if base.fingerprints.weights else ""),
+        ("method", manifest.method or ""),
+        ("task", manifest.task or ""),
+        ("r", str(settings.get("r", ""))),
+        ("lora_alpha", str(settings.get("lora_alpha", ""))),
+        ("target_modules", ", ".join(map(str, targets)) if isinstance(targets, tuple) else str(targets or "")),
+        ("requires", ", ".join(f"{item.requirement} × {item.weight:g}" for item in manifest.requires)),
+        ("combination", manifest.combination or ""),
+        ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))),
+        ("size", f"{sum(file.size for file in manifest.files):,} bytes in {len(manifest.files)} files"),
+        ("manifest", "" if derived else str(manifest.digest)),
+    ]
+
+
+def version_row(manifest: Manifest, *, derived: bool) -> tuple[str, str]:
+    """Return the version, and whether a manifest was brought or made up."""
+    return ("version", str(manifest.version) + (" (derived: the package brings no manifest)" if derived else ""))
