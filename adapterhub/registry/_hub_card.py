@@ -19,6 +19,7 @@ from adapterhub.spec.refs import PackageName
 # What lies between the marks tells how to use the package; publishing writes it anew, under the name it then has.
 _USE_BEGINS, _USE_ENDS = "<!-- adapterhub: use -->", "<!-- adapterhub: end of use -->"
 _USE = re.compile(re.escape(_USE_BEGINS) + ".*?" + re.escape(_USE_ENDS), re.DOTALL)
+_GENERATED = "<!-- adapterhub: written from the manifest; a README.md of the package's own takes its place -->"
 # Metrics that measure the training or the measure, not the adapter.
 _NO_RESULTS = ("eval_rows", "eval_tokens", "train_loss", "train_steps")
 _LOSSES = {
@@ -39,9 +40,14 @@ def published_card(text: str | None, manifest: Manifest, name: PackageName, *, w
         InvalidFileError: the header is no YAML mapping.
     """
     if text is None:
-        text = card_body(manifest, name=name, plot=plot)
+        text = card_body(manifest, name=name, plot=plot) + _GENERATED + "\n"
     use = "\n".join(_use(manifest, name))
     return with_header(_USE.sub(lambda _: use, text), manifest, where=where)
+
+
+def is_generated(text: str) -> bool:
+    """Say whether a card was written from a manifest when it was published, and by nobody else since."""
+    return text.rstrip().endswith(_GENERATED)
 
 
 def with_header(text: str, manifest: Manifest, *, where: str) -> str:
