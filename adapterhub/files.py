@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,6 +98,25 @@ def _opened_new(path: Path) -> BinaryIO:
     return path.open("xb")
 
 
+def move_into(source: Path, target: Path) -> bool:
+    """Rename a file to a place whose folders may have to be made; return False if there is no such file any more.
+
+    Raises:
+        OSError: the disk said no.
+    """
+    for _ in range(10):  # another process may be taking empty folders away meanwhile
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.replace(target)
+        except FileNotFoundError:
+            if not os.path.lexists(source):
+                return False
+        else:
+            return True
+    source.replace(target)
+    return True
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Fill a temporary folder beside `target`; it takes the target's name only when the block ends well.
@@ -127,12 +147,13 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below `folder` to the disk."""
+def sync_tree(folder: Path, *, but_hard_links: bool = False) -> None:
+    """Flush every file and folder below `folder` to the disk; files with several names only where that is wanted."""
     for root, _, names in os.walk(folder):
         for name in names:
             path = Path(root) / name
-            if path.is_symlink():
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode) or (but_hard_links and status.st_nlink > 1):
                 continue
             handle = os.open(path, os.O_RDONLY)
             try:

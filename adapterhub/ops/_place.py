@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import Enum
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from adapterhub.store import Store, StoredPackage, is_intact
 # In every folder we lay out; a folder without it is somebody else's.
 MARKER_FILE = ".installed.json"
 KEPT_FOLDER = ".kept"
+_HIDDEN = re.compile(r"\.(?P<name>.+)\.[0-9]+-[0-9a-f]{8}\.tmp")
 _ATTEMPTS = 20
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
@@ -74,12 +76,14 @@ def read_marker(folder: Path) -> StoredPackage | None:
         return None
 
 
-def ours_below(adapters: Path) -> Iterator[Path]:
+def ours_below(adapters: Path, *, besides: Collection[Path] = ()) -> Iterator[Path]:
     """Walk over the folders below .adapters/ that were laid out by us, by alias or by a member's full name."""
     members = adapters / MEMBERS_FOLDER
     for pattern, root in (("*", adapters), ("*/*", members)):
         for folder in sorted(root.glob(pattern)):
-            if not folder.name.startswith(".") and not folder.is_symlink() and read_marker(folder) is not None:
+            if folder.name.startswith(".") or folder in besides or folder.is_symlink():
+                continue
+            if read_marker(folder) is not None:
                 yield folder
 
 
@@ -109,7 +113,9 @@ def place(store: Store, package: StoredPackage, folder: Path, *, progress: Progr
             temporary.mkdir(parents=True)
             store.put_files(package, temporary)
             write_atomic(temporary / MARKER_FILE, canonical_json(package.to_data()))
-            sync_tree(temporary)
+            sync_tree(
+                temporary, but_hard_links=True
+            )  # those are the store's blobs, on the disk since they were written
         for _ in range(_ATTEMPTS):
             if state_of(folder, package) is State.SAME:  # another process was faster
                 return
@@ -143,11 +149,7 @@ def take_away(folder: Path, *, progress: Progress) -> None:
     except OSError as error:
         raise LocalIOError(f"cannot move the old folder away: {error.strerror}", where=str(folder)) from error
     if state_of(aside, None) in (State.CHANGED, State.FOREIGN):
-        kept = _free_name(folder)
-        with local_io(folder, "keep the changed folder"):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            aside.rename(kept)
-        progress.note(f"files in {folder} were changed since they were installed; they are kept in {kept}")
+        _keep(aside, folder, progress)
     else:
         remove_tree(aside)
 
@@ -158,6 +160,34 @@ def remove_tree(folder: Path) -> None:
         for name in _names(folder):
             (folder / name).chmod(0o644)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def leftovers(adapters: Path) -> Iterator[Path]:
+    """Walk over the hidden folders below .adapters/ that are being laid out or taken away, or were when one died."""
+    for root in (adapters, *sorted((adapters / MEMBERS_FOLDER).glob("*"))):
+        for path in sorted(root.glob(".*.tmp")):
+            if _HIDDEN.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                yield path
+
+
+def clear_leftover(path: Path, *, progress: Progress) -> None:
+    """Remove what a killed process left of a folder; where that holds a user's changes, it is moved to .kept/.
+
+    One without a marker was being laid out; one with it was being taken away.
+    """
+    match = _HIDDEN.fullmatch(path.name)
+    if match is not None and read_marker(path) is not None and state_of(path, None) is State.CHANGED:
+        _keep(path, path.with_name(match["name"]), progress)
+    else:
+        remove_tree(path)
+
+
+def _keep(path: Path, folder: Path, progress: Progress) -> None:
+    kept = _free_name(folder)
+    with local_io(folder, "keep the changed folder"):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(kept)
+    progress.note(f"files in {folder} were changed since they were installed; they are kept in {kept}")
 
 
 def _free_name(folder: Path) -> Path:

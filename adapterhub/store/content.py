@@ -16,14 +16,14 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from adapterhub.documents import parse_json
 from adapterhub.errors import IntegrityError, InvalidFileError
-from adapterhub.files import link_or_copy, local_io, sync_folder, write_atomic
+from adapterhub.files import link_or_copy, local_io, move_into, sync_folder, write_atomic
 from adapterhub.processes import new_owner
 from adapterhub.progress import Task
 from adapterhub.spec._decode import Faults, Reader
@@ -196,7 +196,7 @@ class Store:
 
     def find(self, ref: PackageRef, identity: Digest) -> StoredPackage | None:
         """Return a package if its marker, its manifest and all its blobs are here and whole."""
-        package = self._read_ref(self.ref_path(ref, identity))
+        package = self.package_at(self.ref_path(ref, identity))
         if package is None or package.identity != identity or self.missing(package.files):
             return None
         if package.manifest is not None and self.manifest_bytes(package.manifest) is None:
@@ -205,12 +205,16 @@ class Store:
 
     def packages(self) -> tuple[StoredPackage, ...]:
         """Return every package that has a readable marker, by name and version."""
-        found = [self._read_ref(path) for path in sorted(self.root.glob("refs/*/*/*/*.json"))]
+        found = [self.package_at(path) for path in self.marker_paths()]
         return tuple(
             sorted((p for p in found if p is not None), key=lambda p: (p.ref.name.key, p.ref.version, p.identity))
         )
 
-    def _read_ref(self, path: Path) -> StoredPackage | None:
+    def marker_paths(self) -> tuple[Path, ...]:
+        """Return where every marker lies, readable or not."""
+        return tuple(sorted(self.root.glob("refs/*/*/*/*.json")))
+
+    def package_at(self, path: Path) -> StoredPackage | None:
         """Read a marker; one that a crash cut short counts as absent, and the next install writes it again."""
         data = self._read(path)
         if data is None:
@@ -262,13 +266,10 @@ class Store:
             return False
         for owner in owners:
             aside = owner / path.relative_to(self.root)
-            if aside.is_file():
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    aside.replace(path)
-                except OSError:  # the sweep was faster, or this store may only be read
-                    continue
-                return True
+            # The sweep may be faster, and a store that may only be read stays as it is.
+            with suppress(OSError):
+                if aside.is_file() and move_into(aside, path):
+                    return True
         return False
 
     def put_files(self, package: StoredPackage, folder: Path) -> None:
