@@ -7,6 +7,7 @@ asked for by one GET at one commit; its redirect is followed without the token w
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from adapterhub.errors import IntegrityError
@@ -130,28 +132,31 @@ class Download:
         """
         # The largest first, so that none of them is left alone at the end.
         waiting = deque(sorted(sources, key=lambda source: -source.entry.size))
-        threads = [
-            threading.Thread(target=self._work, args=(waiting,), name=f"download-{number}", daemon=True)
-            for number in range(min(WORKERS, len(waiting)))
-        ]
+        workers = min(WORKERS, len(waiting))
+        # A queue tells that a worker has ended: an interrupted `Thread.join` takes its thread for dead (Python 3.11).
+        ended: SimpleQueue[None] = SimpleQueue()
+        left = 0
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
+            for number in range(workers):
+                name = f"download-{number}"
+                threading.Thread(target=self._work, args=(waiting, ended), name=name, daemon=True).start()
+                left += 1
+            while left:
                 # With a time-out, since on Windows a wait without one can't be interrupted.
-                while thread.is_alive():
-                    thread.join(0.5)
+                with contextlib.suppress(Empty):
+                    ended.get(timeout=0.5)
+                    left -= 1
         except BaseException:
             self._give_up(None)
             deadline = time.monotonic() + LEAVE_SECONDS
-            for thread in threads:
-                if thread.is_alive():
-                    thread.join(max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(Empty):
+                for _ in range(left):
+                    ended.get(timeout=max(0.0, deadline - time.monotonic()))
             raise
         if self._failed is not None:
             raise self._failed
 
-    def _work(self, waiting: deque[Source]) -> None:
+    def _work(self, waiting: deque[Source], ended: SimpleQueue[None]) -> None:
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -163,6 +168,8 @@ class Download:
             return
         except BaseException as error:
             self._give_up(error)
+        finally:
+            ended.put(None)
 
     def _give_up(self, error: BaseException | None) -> None:
         with self._lock:
