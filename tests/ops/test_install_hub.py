@@ -1,4 +1,4 @@
-"""Installing from the Hub on loopback: tags, revisions, plain adapters, the gate before weights move, what is locked."""
+"""Installing from the Hub on loopback: tags, revisions, plain adapters, the gate before weights move, the lock."""
 
 from __future__ import annotations
 
