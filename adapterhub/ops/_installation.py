@@ -76,7 +76,7 @@ def _source_of(item: PlannedPackage, plan: InstallPlan, store: Store) -> tuple[R
     """Return where a package has to be fetched from; also one that was swept from the store since it was planned."""
     if item.source is not None:
         return item.source
-    if store.find(item.stored.ref, item.stored.identity) is not None:
+    if store.holds(item.stored):
         return None
     registry = plan.environment.registry_of(item.entry.name, given=None, cwd=plan.environment.folder)
     return registry, registry.describe(item.entry.ref, revision=item.entry.revision)

@@ -47,10 +47,10 @@ def state_of(folder: Path, wanted: StoredPackage | None) -> State:
         return State.ABSENT
     if folder.is_symlink() or not folder.is_dir():
         return State.FOREIGN
-    names = set(_names(folder))
+    names = set(file_names(folder))
     if not names:
         return State.ABSENT
-    recorded = read_marker(folder)
+    recorded = read_marker(folder, expected=wanted)
     if recorded is None:
         return State.FOREIGN
     payload = {entry.path: entry for entry in recorded.files}
@@ -63,13 +63,18 @@ def state_of(folder: Path, wanted: StoredPackage | None) -> State:
     return State.CHANGED if changed or names - ours else State.OLDER
 
 
-def read_marker(folder: Path) -> StoredPackage | None:
-    """Return which package was laid out in a folder; None if it is not one of ours."""
+def read_marker(folder: Path, *, expected: StoredPackage | None = None) -> StoredPackage | None:
+    """Return which package was laid out in a folder; None if it is not one of ours.
+
+    expected: what it probably is; then a look at the bytes is enough.
+    """
     path = folder / MARKER_FILE
     if path.is_symlink() or not path.is_file():
         return None
     with local_io(path, "read the file"):
         data = path.read_bytes()
+    if expected is not None and data == canonical_json(expected.to_data()):
+        return expected
     try:
         return StoredPackage.from_data(parse_json(data, where=str(path)), where=str(path))
     except InvalidFileError:
@@ -157,7 +162,7 @@ def take_away(folder: Path, *, progress: Progress) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder of ours, read-only files included; an absent one is no fault."""
     if os.name == "nt":
-        for name in _names(folder):
+        for name in file_names(folder):
             (folder / name).chmod(0o644)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -208,7 +213,7 @@ def _is_manifest(folder: Path, digest: Digest) -> bool:
         return path.is_file() and not path.is_symlink() and Digest.of(path.read_bytes()) == digest
 
 
-def _names(folder: Path) -> Iterator[str]:
+def file_names(folder: Path) -> Iterator[str]:
     """Walk over the relative POSIX paths of everything below a folder that is no folder itself."""
     for root, folders, names in os.walk(folder):
         for name in [*names, *(name for name in folders if (Path(root) / name).is_symlink())]:

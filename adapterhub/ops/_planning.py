@@ -345,7 +345,8 @@ class _Planner:
             return None
         if not self.lay_out:  # the lock alone is asked for: what it says already needs no look at the store
             return stored_of(known)
-        return store.find(known.ref, stored_of(known).identity)
+        stored = stored_of(known)
+        return stored if store.holds(stored) else None
 
     def _describe(self, choices: list[Choice]) -> list[tuple[Registry, Description]]:
         def describe(choice: Choice) -> tuple[Registry, Description]:

@@ -203,6 +203,15 @@ class Store:
             return None
         return package
 
+    def holds(self, package: StoredPackage) -> bool:
+        """Say whether this very package is here and whole; as `find`, without taking its marker apart."""
+        if self._read(self.ref_path(package.ref, package.identity)) != canonical_json(package.to_data()):
+            # written by another version of ours, or damaged
+            return self.find(package.ref, package.identity) == package
+        if self.missing(package.files):
+            return False
+        return package.manifest is None or self.manifest_bytes(package.manifest) is not None
+
     def packages(self) -> tuple[StoredPackage, ...]:
         """Return every package that has a readable marker, by name and version."""
         found = [self.package_at(path) for path in self.marker_paths()]
