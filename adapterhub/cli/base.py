@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from adapterhub.bases import BaseState
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 from adapterhub.cli.progress import open_progress
 from adapterhub.ops import base
 from adapterhub.settings import read_settings
@@ -97,7 +97,7 @@ def list_(as_json: bool) -> None:
 
 
 @command.command("show", epilog="Example:  adapt base show HuggingFaceTB/SmolLM2-135M-Instruct --verify")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.bases)
 @click.option("--verify", is_flag=True, help="Hash every byte again and hold it against what was recorded.")
 @options.json_option
 def show(name: str, verify: bool, as_json: bool) -> None:
@@ -141,7 +141,7 @@ def _facts(shown: base.ShownBase) -> list[tuple[str, str]]:
 
 
 @command.command("remove", epilog="Example:  adapt base remove HuggingFaceTB/SmolLM2-135M-Instruct")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.bases)
 @options.dry_run_option
 @options.json_option
 def remove(name: str, dry_run: bool, as_json: bool) -> None:

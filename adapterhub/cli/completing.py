@@ -63,6 +63,10 @@ def _reachable() -> Offers:
     return sorted(found.items())
 
 
+def _stacks() -> Offers:
+    return [(name, f"stack: {value}") for name, value in _environment().project.stacks.items()]
+
+
 def _every_package() -> Offers:
     """Walk over the aliases of this environment, then the names of what only stack packages brought."""
     members = {str(entry.name): str(entry.ref) for entry in _environment().lock.entries if entry.alias is None}
@@ -90,8 +94,8 @@ def _tasks() -> Offers:
 
 aliases: Callback = _completer(_own)
 """The aliases of this environment, for uninstall and update."""
-adapters: Callback = _completer(_reachable)
-"""The aliases that can be used here, the user's own included, for show."""
+stacks: Callback = _completer(_stacks)
+"""The stacks of adapters.yaml."""
 packages: Callback = _completer(_every_package)
 """Everything that is locked here, for why."""
 bases: Callback = _completer(_bases)
@@ -110,8 +114,15 @@ def stack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
     before, comma, last = incomplete.rpartition(",")
     named = {part.partition("=")[0].strip() for part in before.split(",")}
 
-    def offers() -> Offers:
-        stacks = _environment().project.stacks.items()
-        return [*((name, f"stack: {value}") for name, value in stacks), *_reachable()]
+    items = _items(lambda: [*_stacks(), *_reachable()], last, named)
+    return [CompletionItem(f"{before}{comma}{item.value}", help=item.help) for item in items]
 
-    return [CompletionItem(f"{before}{comma}{item.value}", help=item.help) for item in _items(offers, last, named)]
+
+def adapters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete an alias that can be used here, the user's own included, or a folder once it looks like a path."""
+    from click.shell_completion import CompletionItem
+
+    del ctx, param
+    if incomplete.startswith((".", "/", "~")):
+        return [CompletionItem(incomplete, type="dir")]
+    return _items(_reachable, incomplete)

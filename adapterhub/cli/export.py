@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 
 
 @click.command("export", epilog="Example:  adapt export adapters.tar")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.argument("adapters", nargs=-1, metavar="[ALIAS|ORG/NAME]...")
+@click.argument("adapters", nargs=-1, metavar="[ALIAS|ORG/NAME]...", shell_complete=completing.aliases)
 @options.dry_run_option
 @options.json_option
 def command(out: Path, adapters: tuple[str, ...], dry_run: bool, as_json: bool) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from adapterhub.cli import completing
+
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -37,7 +39,10 @@ def registry_option(function: Decorated) -> Decorated:
 def base_option(function: Decorated) -> Decorated:
     """Add `--base` as the parameter `base` (text or None)."""
     return click.option(
-        "--base", metavar="NAME", help="The base model, by its name in `adapt base list`. Default: the package's own."
+        "--base",
+        metavar="NAME",
+        shell_complete=completing.bases,
+        help="The base model, by its name in `adapt base list`. Default: the package's own.",
     )(function)
 
 
@@ -46,6 +51,7 @@ def stack_option(function: Decorated) -> Decorated:
     return click.option(
         "--stack",
         metavar="NAME[=WEIGHT],…",
+        shell_complete=completing.stack,
         help='Adapters to use together, each with a weight (1.0 by default), or a stack of the project; "" is none.',
     )(function)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 from adapterhub.errors import UsageError
 from adapterhub.ops import pack
 from adapterhub.ops._facts import Facts
@@ -23,7 +23,10 @@ from adapterhub.spec.quantization import Quantization
 @click.option("--name", help="The package's name, without an organisation. Default: the folder's.")
 @click.option("--version", metavar="X.Y.Z", help="The version. Default: 0.0.0+g and the payload's digest.")
 @click.option(
-    "--base", metavar="NAME", help="The base model it was trained on; one of `adapt base list` is fingerprinted."
+    "--base",
+    metavar="NAME",
+    shell_complete=completing.bases,
+    help="The base model it was trained on; one of `adapt base list` is fingerprinted.",
 )
 @click.option("--summary", help="One line on what the adapter does.")
 @click.option("--license", "license_", metavar="SPDX", help="The license. Default: the model card's.")
@@ -33,7 +36,12 @@ from adapterhub.spec.quantization import Quantization
 @click.option("--label", "labels", multiple=True, help="A classifier's label, in the order of its outputs; repeated.")
 @click.option("--load-in-4bit", is_flag=True, help="It was trained on a 4-bit (NF4) base.")
 @click.option("--load-in-8bit", is_flag=True, help="It was trained on an 8-bit (LLM.int8) base.")
-@click.option("--stack", metavar="NAME", help="Make a stack package: the stack of that name in adapters.yaml.")
+@click.option(
+    "--stack",
+    metavar="NAME",
+    shell_complete=completing.stacks,
+    help="Make a stack package: the stack of that name in adapters.yaml.",
+)
 @click.option("--force", is_flag=True, help="Replace a manifest that says otherwise.")
 @options.dry_run_option
 @options.json_option

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 
 
 @click.command(
     "show", epilog="Examples:  adapt show legal    adapt show ./out/legal    adapt show acme/legal-lora@1.2.0"
 )
-@click.argument("package", metavar="ALIAS|ORG/NAME[@VERSION]|./PATH")
+@click.argument("package", metavar="ALIAS|ORG/NAME[@VERSION]|./PATH", shell_complete=completing.adapters)
 @options.registry_option
 @options.json_option
 def command(package: str, registry: str | None, as_json: bool) -> None:

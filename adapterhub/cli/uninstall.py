@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 
 
 @click.command("uninstall")
-@click.argument("adapter", metavar="ALIAS|ORG/NAME")
+@click.argument("adapter", metavar="ALIAS|ORG/NAME", shell_complete=completing.aliases)
 @options.dry_run_option
 @options.json_option
 def command(adapter: str, dry_run: bool, as_json: bool) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 
 
 @click.command("update", epilog="Example:  adapt update medical --min-age 7d --dry-run")
-@click.argument("adapters", metavar="[ALIAS|ORG/NAME]…", nargs=-1)
+@click.argument("adapters", metavar="[ALIAS|ORG/NAME]…", nargs=-1, shell_complete=completing.aliases)
 @options.choosing_options
 @options.dry_run_option
 @options.json_option

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from adapterhub.cli import console, options
+from adapterhub.cli import completing, console, options
 
 
 @click.command("why", epilog="Example:  adapt why acme/legal")
-@click.argument("package", metavar="ALIAS|ORG/NAME")
+@click.argument("package", metavar="ALIAS|ORG/NAME", shell_complete=completing.packages)
 @options.json_option
 def command(package: str, as_json: bool) -> None:
     """Tell why a package is installed: every way from adapters.yaml to it, with what is asked for at each step."""
