@@ -9,7 +9,6 @@ explain.py     why there is no answer, and what was passed over
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from adapterhub.errors import UnsatisfiedError
 from adapterhub.registry.base import Registry
@@ -104,13 +103,13 @@ def _search(wanted: Sequence[Wanted], candidates: Candidates) -> tuple[dict[str,
             found = solve(wanted, candidates)
         except Conflict as again:
             raise explain(again, wanted, candidates) from again
-    asked = _asked(wanted, found.pinned, candidates)
-    settled = {key: found.pinned[key] for key in asked if _is_best(found.pinned[key], asked[key], candidates)}
+    asked = _asked(wanted, found, candidates)
+    settled = {key: found[key] for key in asked if _is_best(found[key], asked[key], candidates)}
     if len(settled) < len(asked):
         # A stack that was tried first and given up may have held a version down: let that one climb, the rest settled.
-        found = replace(solve(wanted, candidates, settled=settled), rejections=found.rejections)
-        asked = _asked(wanted, found.pinned, candidates)
-    return dict(found.pinned), skipped(found.pinned, asked, found.rejections, candidates)
+        found = solve(wanted, candidates, settled=settled)
+        asked = _asked(wanted, found, candidates)
+    return dict(found), skipped(found, asked, candidates)
 
 
 def _is_best(candidate: Candidate, askers: Sequence[Wanted], candidates: Candidates) -> bool:

@@ -208,7 +208,7 @@ class Candidates:
         if not self.policy.min_age or (locked is not None and locked.ref.version == item.version):
             return None
         if item.published is None:
-            return "too young for all that is known: it has no date of publication"
+            return "of unknown age: it has no date of publication"
         if self.policy.now - item.published < self.policy.min_age:
             return f"too young: published on {item.published:%Y-%m-%d}"
         return None
@@ -269,6 +269,13 @@ class Candidates:
         if listed is not None and listed.requires is not None:
             return tuple(item.requirement for item in listed.requires)
         return tuple(item.requirement for item in self._describe(candidate).manifest.requires)
+
+    def known_requires(self, name: PackageName, listed: Listed) -> tuple[Requirement, ...]:
+        """Return what a version asks for, as far as it was looked up; looks nothing up."""
+        if listed.requires is not None:
+            return tuple(item.requirement for item in listed.requires)
+        found = self._descriptions.get((name.key, listed.version, None))
+        return () if found is None else tuple(item.requirement for item in found.manifest.requires)
 
     def other_base(self, candidate: Candidate) -> str | None:
         """Return the id of the base model a candidate was made for, if that is another one; a locked one is trusted.

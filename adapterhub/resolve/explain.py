@@ -15,7 +15,7 @@ from adapterhub.resolve.values import Wanted
 from adapterhub.spec.refs import PackageName, Requirement
 
 if TYPE_CHECKING:
-    from adapterhub.resolve.solver import Cause, Conflict, Rejection
+    from adapterhub.resolve.solver import Cause, Conflict
 
 # How many versions a list shows, how many a sentence names, how many facts one sentence holds.
 _SHOWN, _NAMED, _IN_A_SENTENCE = 10, 4, 4
@@ -60,12 +60,10 @@ def reasons_for(candidate: Candidate, requirements: Sequence[Requirement], candi
 def skipped(
     pinned: Mapping[str, Candidate],
     asked: Mapping[str, Sequence[Wanted]],
-    rejections: Sequence[Rejection],
     candidates: Candidates,
 ) -> tuple[str, ...]:
     """Return a note on every higher version that satisfies and was passed over, and on yanked ones that were not."""
     notes = []
-    rejected = {rejection.candidate.identity: rejection for rejection in rejections}
     for key in sorted(asked):
         candidate = pinned[key]
         name, chosen = candidate.ref.name, candidate.ref.version
@@ -75,12 +73,11 @@ def skipped(
         allowed, barred = candidates.sort_out(name, requirements)
         reasons = {item.version: reason for item, reason in barred}
         for item in allowed:
-            rejection = rejected.get((key, item.version, None))
             other = candidates.known_other_base(name, item.version)
-            if other is not None:
-                reasons.setdefault(item.version, f"made for another base model, {other}")
-            elif rejection is not None:
-                reasons.setdefault(item.version, "what it requires does not go with the rest")
+            requires = [str(requirement) for requirement in candidates.known_requires(name, item)]
+            told = f" ({_joined(requires)})" if requires else ""
+            reason = f"what it requires{told} does not go with the rest"
+            reasons.setdefault(item.version, reason if other is None else f"made for another base model, {other}")
         notes += [
             f"{name} {version} is passed over: {reason}"
             for version, reason in sorted(reasons.items(), reverse=True)

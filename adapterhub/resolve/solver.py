@@ -65,14 +65,6 @@ class Conflict(Exception):
             self.asked.setdefault(cause.requirement.requirement.name.key, []).append(cause)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """The candidate that was pinned for each key, and what was tried before in vain."""
-
-    pinned: Mapping[str, Candidate]
-    rejections: tuple[Rejection, ...]
-
-
 class Provider(AbstractProvider[Want, Candidate, str]):
     """Answers resolvelib's questions out of the registries.
 
@@ -221,8 +213,10 @@ class _Record(BaseReporter[Want, Candidate, str]):
 
 def solve(
     wanted: Sequence[Wanted], candidates: Candidates, *, settled: Mapping[str, Candidate] | None = None
-) -> Solution:
-    """Find one version of every name that is wanted or required.
+) -> dict[str, Candidate]:
+    """Find one version of every name that is wanted or required; names that no one needs in the end may be with them.
+
+    settled: by key, what a first search ended with, to be tried first.
 
     Raises:
         Conflict: there is none. UnsatisfiedError: the stacks are too many or too deep to search.
@@ -239,4 +233,4 @@ def solve(
             f"found no set of versions in {MAX_ROUNDS} steps",
             hint="name exact versions of the stacks, so that there is less to search",
         ) from error
-    return Solution(pinned=dict(found.mapping), rejections=tuple(record.rejected.values()))
+    return dict(found.mapping)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from adapterhub.errors import AdapterHubError, UnsatisfiedError
 from adapterhub.package import Package
@@ -28,6 +29,11 @@ def base(name: str) -> BaseModelRef:
 
 
 OURS, OTHER = base("ours"), base("other")
+
+
+@cache
+def _member(text: str) -> StackRequirement:
+    return StackRequirement(requirement=Requirement.parse(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ class Row:
 
     @property
     def members(self) -> tuple[StackRequirement, ...]:
-        return tuple(StackRequirement(requirement=Requirement.parse(text)) for text in self.requires)
+        return tuple(_member(text) for text in self.requires)
 
     def manifest(self, name: str) -> Manifest:
         return Manifest(
@@ -114,7 +120,7 @@ class Shelf:
         return Description(
             ref=PackageRef(name, manifest.version),
             manifest=manifest,
-            manifest_bytes=manifest.canonical_bytes(),
+            manifest_bytes=None,
             config={},
             header=None,
             revision=row.commit,
@@ -169,5 +175,15 @@ def lock(resolution: Resolution, *, location: str = "the shelf") -> dict[str, Lo
     return {choice.ref.name.key: locked_choice(choice, location) for choice in resolution.choices}
 
 
-def locked_choice(choice: Choice, location: str = "the shelf", asked: str | None = None) -> Locked:
-    return Locked(ref=choice.ref, location=location, revision=choice.revision, requires=choice.requires, asked=asked)
+def locked_choice(
+    choice: Choice, location: str = "the shelf", asked: str | None = None, *, mismatch: bool = False
+) -> Locked:
+    """Return what a lockfile would tell of one choice."""
+    return Locked(
+        ref=choice.ref,
+        location=location,
+        revision=choice.revision,
+        requires=choice.requires,
+        base_mismatch=mismatch,
+        asked=asked,
+    )
