@@ -26,16 +26,19 @@ class Migration:
 
 
 def _lock_1_1(data: Mapping[str, object]) -> dict[str, object]:
-    """1.1 lists what stack packages require; before it there were adapters alone, which require nothing."""
+    """1.1 lists what stack packages require, and tells the branch that was asked for; before it there was neither."""
     entries = data.get("entries")
     if not isinstance(entries, list | tuple):
         return dict(data)
-    told = [{"requires": [], **entry} if isinstance(entry, Mapping) else entry for entry in entries]
+    told = [
+        {"requires": [], "requested_revision": None, **entry} if isinstance(entry, Mapping) else entry
+        for entry in entries
+    ]
     return {**data, "entries": told}
 
 
 MIGRATIONS: tuple[Migration, ...] = (
-    Migration(key="lock_version", before="1.0", after="1.1", says="entries list what stacks require", change=_lock_1_1),
+    Migration(key="lock_version", before="1.0", after="1.1", says="entries say what stacks require", change=_lock_1_1),
 )
 
 

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,7 +152,11 @@ def test_lockfile_1_0_had_adapters_alone() -> None:
     old = Lockfile.from_data(read(EXAMPLES / "lockfile-1.0.json"))
     new = Lockfile.from_data(read(EXAMPLES / "lockfile-1.1.json"))
     assert [entry.requires for entry in old.entries] == [(), ()]
-    assert old.entries == tuple(entry for entry in new.entries if entry.alias != "clinic")
+    assert [entry.requested_revision for entry in old.entries] == [None, None]
+    assert [entry.requested_revision for entry in new.entries] == [None, None, "main"]
+    same = tuple(replace(entry, requested_revision=None) for entry in new.entries if entry.alias != "clinic")
+    assert old.entries == same
+    assert new.canonical_bytes() == (EXAMPLES / "lockfile-1.1.json").read_bytes()
     assert old.base == new.base
     assert old.to_data()["lock_version"] == LOCK_VERSION
 
