@@ -13,13 +13,13 @@ import json
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from adapterhub import __version__
 from adapterhub.errors import (
@@ -219,6 +219,18 @@ class HubClient:
             if url is None:
                 return tuple(sorted(found, key=lambda file: file.path))
         raise InvalidFileError("has too many files for a package", where=name)
+
+    def models(self, parameters: Sequence[tuple[str, str]], *, doing: str) -> Iterator[Mapping[str, Any]]:
+        """Walk over the rows that the Hub lists for a search, asking for a page when it is reached."""
+        url: str | None = f"{self.endpoint}/api/models?{urlencode(parameters)}"
+        for _ in range(_MAX_PAGES):
+            assert url is not None
+            rows, url = self._page(url, doing, self.endpoint)
+            if not all(isinstance(row, dict) for row in rows):
+                raise _odd(doing, self.endpoint)
+            yield from rows
+            if url is None:
+                return
 
     def read(self, name: str, commit: str, path: str, limit: int) -> bytes | None:
         """Return a small file of a commit; None if it is not there.

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from adapterhub.catalog.methods import METHODS
 from adapterhub.catalog.tasks import TASKS
-from adapterhub.errors import NetworkError
 from adapterhub.registry._hub_client import HubClient
 from adapterhub.registry.base import Found, Query
 from adapterhub.spec.refs import PackageName
+
+Row: TypeAlias = Mapping[str, Any]
 
 OUR_TAG, LIBRARY = "adapterhub", "peft"
 _EXPAND = ("cardData", "tags", "downloads", "lastModified", "pipeline_tag")
@@ -56,67 +57,54 @@ def _ways(words: list[str]) -> Iterator[tuple[str | None, tuple[str, ...]]]:
     yield None, (words[0],)
 
 
-def _rows(client: HubClient, query: Query, tags: list[str], text: str | None, *, all_told: bool) -> Iterator[Any]:
-    """Ask the Hub once; it answers in pages, which are asked for as they are read."""
-    wanted = [tag for tag in (query.domain, query.language, query.method) if tag]
-    if query.base:
-        wanted.append(f"base_model:{query.base}")
+def _rows(client: HubClient, query: Query, tags: list[str], text: str | None, *, all_told: bool) -> Iterator[Row]:
+    """Ask the Hub in one way; further pages are asked for as they are read."""
     task = TASKS.get(query.task or "")
+    wanted = [*tags, *(tag for tag in (query.domain, query.language, query.method) if tag)]
+    wanted += [f"base_model:{query.base}"] if query.base else []
     limit = min(query.limit * (1 if all_told else _LOOKED_AT), _MAX_ROWS)
-    with client.guarded("search the Hub", client.endpoint):
-        try:
-            listed = client.api.list_models(
-                filter=[*tags, *wanted],
-                search=text,
-                pipeline_tag=task.pipeline if task else query.task,
-                sort="downloads",
-                limit=limit,
-                expand=list(_EXPAND),
-            )
-            rows = list(islice(listed, limit))
-        except (KeyError, TypeError, AttributeError) as error:
-            hint = "check HF_ENDPOINT"
-            raise NetworkError(
-                "cannot search the Hub: the answer makes no sense", where=client.endpoint, hint=hint
-            ) from error
-    yield from rows
+    parameters = [("filter", tag) for tag in wanted]
+    parameters += [("search", text)] if text else []
+    parameters += [("pipeline_tag", task.pipeline if task else query.task)] if query.task else []
+    parameters += [("sort", "downloads"), ("limit", str(limit)), *(("expand", name) for name in _EXPAND)]
+    return islice(client.models(parameters, doing="search the Hub"), limit)
 
 
-def _holds(words: list[str], row: Any) -> bool:
+def _holds(words: list[str], row: Row) -> bool:
     """Say whether every word is in the name or the tags."""
-    text = " ".join((str(row.id), *_texts(row.tags))).casefold()
+    text = " ".join((str(row.get("id")), *_texts(row.get("tags")))).casefold()
     return all(word in text for word in words)
 
 
-def _told(row: Any) -> Found | None:
+def _told(row: Row) -> Found | None:
     """Return what a row of the Hub says; None for a repository whose name no package can have."""
     try:
-        name = PackageName.parse(row.id)
+        name = PackageName.parse(str(row.get("id")))
     except ValueError:
         return None
-    tags = _texts(row.tags)
-    card = _card(row)
-    method = next((tag for tag in tags if tag in METHODS), None)
-    updated = row.last_modified
+    tags, downloads, said = _texts(row.get("tags")), row.get("downloads"), row.get("cardData")
+    card: Row = said if isinstance(said, dict) else {}
     return Found(
         name=name,
         base=_only(card.get("base_model")) or _base_of_tags(tags),
-        method=method,
-        task=next((task.name for task in TASKS.values() if task.pipeline == row.pipeline_tag), None),
+        method=next((tag for tag in tags if tag in METHODS), None),
+        task=next((task.name for task in TASKS.values() if task.pipeline == row.get("pipeline_tag")), None),
         languages=_texts(card.get("language")),
         license=_license(card),
-        updated=updated if isinstance(updated, datetime) else None,
-        downloads=row.downloads if type(row.downloads) is int else None,
+        updated=_time(row.get("lastModified")),
+        downloads=downloads if type(downloads) is int else None,
     )
 
 
-def _card(row: Any) -> Mapping[str, object]:
-    """Return the card's header, whose values may be of any kind."""
-    values: Mapping[str, object] = {} if row.card_data is None else row.card_data.to_dict()
-    return values
+def _time(value: object) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        return None
+    return time if time is None or time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
-def _license(card: Mapping[str, object]) -> str | None:
+def _license(card: Row) -> str | None:
     said = _only(card.get("license"))
     return _only(card.get("license_name")) or said if said == "other" else said
 

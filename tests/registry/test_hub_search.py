@@ -7,7 +7,7 @@ import json
 import pytest
 
 from adapterhub.errors import NetworkError
-from adapterhub.registry import Query
+from adapterhub.registry import Query, _hub_client
 from adapterhub.registry._hub_client import HubClient
 from adapterhub.registry._hub_search import search
 from tests.hub import fixtures
@@ -109,16 +109,21 @@ def test_offline_asks_nobody(shelf: Hub) -> None:
     assert shelf.requests == []
 
 
-def test_a_proxy_s_page_and_a_hub_that_is_down_are_told_apart(shelf: Hub) -> None:
+def test_a_proxy_s_page_and_a_hub_that_is_down_are_told_apart(shelf: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(_hub_client, "sleep", waits.append)
     shelf.faults.add(Page(), path="/api/models")
     with pytest.raises(NetworkError, match="web page"):
         names()
     shelf.faults.add(Status(status=503), path="/api/models", times=None)
     with pytest.raises(NetworkError, match="503"):
         names()
+    assert 0 < sum(waits) < 10
 
 
-def test_a_list_of_something_else_is_no_answer(shelf: Hub) -> None:
-    shelf.faults.add(Page(html='[{"downloads": 3}]'), path="/api/models")
-    with pytest.raises(NetworkError, match="makes no sense"):
-        names()
+def test_a_list_of_several_pages(shelf: Hub) -> None:
+    for number in range(25):
+        add(shelf, f"bulk/lora-{number:02}", downloads=number, tags=["adapterhub"], language="sw")
+    rows = HubClient().models([("filter", "sw"), ("sort", "downloads"), ("limit", "10")], doing="search the Hub")
+    assert [row["downloads"] for row in rows] == list(range(24, -1, -1))
+    assert len(shelf.seen("GET", "/api/models")) == 3
