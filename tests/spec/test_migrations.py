@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,12 +61,14 @@ FORMATS = (
 )
 
 
-def constants(root: Path = SOURCE) -> dict[str, str]:
+@cache
+def constants() -> Mapping[str, str]:
     """Return every `X_VERSION = "MAJOR.MINOR"` of the source by its dotted name."""
     found = {}
-    for path in sorted(root.rglob("*.py")):
-        module = ".".join(path.relative_to(root).with_suffix("").parts)
-        for node in ast.parse(path.read_text("utf-8")).body:
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        text = path.read_text("utf-8")
+        for node in ast.parse(text).body if "_VERSION" in text else ():
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
                 name, value = getattr(node.targets[0], "id", ""), node.value.value
                 if name.endswith("_VERSION") and re.fullmatch(r"[0-9]+\.[0-9]+", str(value)):
