@@ -10,20 +10,22 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from adapterhub.errors import IntegrityError, LocalIOError, NetworkError
 from adapterhub.files import local_io, write_atomic
-from adapterhub.ops._base_hub import HubModel, blob_of, git_blob_id, is_content
+from adapterhub.ops._base_hub import HubModel, blob_of, commit_in_cache, git_blob_id, is_content
 from adapterhub.progress import Progress, Task
 from adapterhub.registry._hub_client import HubClient, RemoteFile
 from adapterhub.spec.digest import CHUNK_BYTES, Digest, digest_file
 
 WORKERS = 4
+GRACE_SECONDS = 1.0
+"""How long an interrupted download waits for its threads to put their partial files away."""
 _AGAIN = "run the same command again: files that are whole stay in the Hub's cache"
 
 
@@ -34,10 +36,13 @@ def download(model: HubModel, *, offline: bool, progress: Progress) -> None:
         NetworkError: offline, no answer, or less came than was announced. AuthorizationError: it is gated.
         LocalIOError: the disk said no, or is too small.
     """
-    if model.whole:
-        return
-    _require_space(model)
-    client = HubClient(offline=offline)
+    if not model.whole:
+        _require_space(model)
+        _fetch_missing(model, HubClient(offline=offline), progress)
+    remember_revision(model)
+
+
+def _fetch_missing(model: HubModel, client: HubClient, progress: Progress) -> None:
     absent = (*model.held, *model.missing)
     weights = [file for file in absent if file.path.endswith(".safetensors")]
     rest = [file for file in absent if file not in weights]
@@ -45,8 +50,16 @@ def download(model: HubModel, *, offline: bool, progress: Progress) -> None:
     with progress.task(f"downloading {model.id}", total=total, unit="B") as task:
         for part in (rest, weights):
             _fetch_all(client, model, part, _Meter(task))
-    if model.revision is not None:
+
+
+def remember_revision(model: HubModel) -> None:
+    """Note in the Hub's cache where a branch or tag was, as its client does: found then without a connection."""
+    if model.revision is None or commit_in_cache(model.repository, model.revision) == model.commit:
+        return
+    try:
         write_atomic(model.repository / "refs" / model.revision, model.commit.encode())
+    except LocalIOError:
+        return  # a cache that others filled, and that we may only read
 
 
 def check_content(model: HubModel, *, known: Mapping[str, Digest] | None = None, weights: bool = True) -> None:
@@ -121,17 +134,50 @@ def _require_space(model: HubModel) -> None:
 
 
 def _fetch_all(client: HubClient, model: HubModel, files: Iterable[RemoteFile], meter: _Meter) -> None:
-    """Fetch files, a few at a time; the first failure, or an interrupt, ends the others at their next chunk."""
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="download") as pool:
-        pending = [pool.submit(_fetch, client, model, file, meter) for file in files]
+    """Fetch files, a few at a time; the first failure, or an interrupt, ends the others at their next chunk.
+
+    The threads are daemons: one that waits for a server that sends nothing holds up no Ctrl-C for longer than a moment.
+    """
+    todo: SimpleQueue[RemoteFile] = SimpleQueue()
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work() -> None:
+        while not meter.stop.is_set():
+            try:
+                file = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                _fetch(client, model, file, meter)
+                done.put(None)
+            except BaseException as error:
+                done.put(error)
+
+    count = 0
+    for file in files:
+        todo.put(file)
+        count += 1
+    threads = [threading.Thread(target=work, name="download", daemon=True) for _ in range(min(WORKERS, count))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(count):
+            if (error := _next(done)) is not None:
+                raise error
+    except BaseException:
+        meter.stop.set()
+        for thread in threads:
+            thread.join(timeout=GRACE_SECONDS / len(threads))
+        raise
+
+
+def _next(done: SimpleQueue[BaseException | None]) -> BaseException | None:
+    """Wait for a result, and for an interrupt, which no platform's bare wait lets through."""
+    while True:
         try:
-            for done in as_completed(pending):
-                done.result()
-        except BaseException:
-            meter.stop.set()
-            for future in pending:
-                future.cancel()
-            raise
+            return done.get(timeout=1.0)
+        except Empty:
+            continue
 
 
 def _fetch(client: HubClient, model: HubModel, file: RemoteFile, meter: _Meter) -> None:

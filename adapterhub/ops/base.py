@@ -13,7 +13,7 @@ from adapterhub.bases import BaseRecord, BaseState, BaseStore, look_at, read_bas
 from adapterhub.errors import AdapterHubError, IntegrityError, UsageError
 from adapterhub.files import local_io, new_folder, temporary_sibling
 from adapterhub.fingerprints import differing_parts
-from adapterhub.ops._base_download import check_content, download, wrong_files
+from adapterhub.ops._base_download import check_content, download, remember_revision, wrong_files
 from adapterhub.ops._base_hub import parse_hub_base, promised
 from adapterhub.ops._base_source import (
     HUB_PREFIX,
@@ -52,12 +52,17 @@ class AddBasePlan(Plan):
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what a person reads first."""
-        rows = [("base model", self.id), ("source", self.source.kind), ("from", str(self.source.path))]
+        hub = self.source.hub
+        rows = [("base model", self.id)]
+        if hub is None:
+            rows += [("source", self.source.kind), ("from", str(self.source.path))]
+        else:
+            rows += [("from", f"{HUB_PREFIX}{hub.id}"), ("in", str(self.source.path))]
         if self.source.revision:
             rows.append(("revision", self.source.revision))
-        if self.source.hub is not None and not self.source.here:
-            rows.append(("architecture", architecture_of(self.source.hub.config) or "not named by its config"))
-            rows.append(("download", f"{len(self.source.hub.missing)} files, {self.download_size:,} bytes"))
+        if hub is not None and not hub.whole:
+            rows.append(("architecture", architecture_of(hub.config) or "not named by its config"))
+            rows.append(("download", f"{len(hub.missing)} files, {hub.download_size:,} bytes"))
         if self.folder is not None:
             rows.append(("architecture", self.folder.architecture or "not named by its config"))
             rows.append(("parameters", f"{self.folder.parameters:,}"))
@@ -241,6 +246,8 @@ def add_planned(plan: AddBasePlan, *, settings: Settings, progress: Progress = S
     store = BaseStore(settings)
     with store.adding(plan.id) as target:
         if not plan.changes:
+            if plan.source.hub is not None:
+                remember_revision(plan.source.hub)
             return AddedBase(record=store.read(plan.id), status="unchanged", warnings=plan.warnings)
         if plan.source.referenced:
             return _settle(store, plan, _read_in_place(plan, settings, progress))
