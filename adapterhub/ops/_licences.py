@@ -141,6 +141,9 @@ def install_warnings(manifest: Manifest, base_licence: str | None) -> tuple[str,
     """Return what a person who installs a package should know of its licence, a line each."""
     findings = publish_findings(manifest, base_licence)
     lines = [f"{item.message} ({item.code})" for item in findings if item.code not in _INSTALL_SILENT]
+    if manifest.derived and manifest.license is None:
+        # A manifest that is made up from the files names none, whatever the card says, which is not fetched.
+        lines = ["it brings no manifest, so its licence was not looked at: its model card tells"]
     for whose, text in (("it", manifest.license), (f"its base {manifest.base_model.id}", base_licence)):
         row = licence_named(text)
         if row is not None and row.commerce is Commerce.NO:

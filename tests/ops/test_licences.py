@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.errors import UnsatisfiedError
@@ -24,6 +25,7 @@ from adapterhub.spec._decode import freeze
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.manifest import Manifest
 from tests.factory import tiny_llama, tiny_lora
+from tests.ops.world import World
 
 CARD = "---\n{}\n---\n# A model\nlicense: mit\n"
 
@@ -139,6 +141,24 @@ def test_what_an_installer_should_know(manifest: Manifest) -> None:
     assert "no commercial use" in install_warnings(replace(manifest, license="cc-by-nc-4.0"), None)[0]
     # A name and a notice are the author's concern.
     assert install_warnings(replace(manifest, license="llama3.1"), "llama3.1") == ()
+
+
+def test_a_plain_adapter_s_licence_is_on_its_card(manifest: Manifest) -> None:
+    derived = replace(manifest, license=None, version=Version("0.0.0+g0123456789ab"))
+    (line,) = install_warnings(derived, None)
+    assert "no manifest" in line and "card" in line
+
+
+def test_installing_warns_once_of_what_is_new(tmp_path: Path, base: Path, settings: Settings) -> None:
+    world = World(root=tmp_path, settings=settings, base=base)
+    (base / "README.md").write_text(CARD.format("license: cc-by-nc-4.0"))
+    world.add_base(base)
+    world.yaml("base_model: tiny-llama\n")
+    world.publish("acme/legal")
+    told = [line for line in world.plan("acme/legal").warnings if "no commercial use" in line]
+    assert len(told) == 1 and "cc-by-nc-4.0" in told[0]
+    world.install("acme/legal")
+    assert [line for line in world.plan("acme/legal").warnings if "commercial" in line] == []
 
 
 def test_a_stack_holds_nothing_that_is_derived_from_a_base(manifest: Manifest) -> None:
