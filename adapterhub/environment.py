@@ -145,7 +145,15 @@ class Environment:
     def _registry_at(self, location: str) -> Registry:
         from adapterhub.registry import open_registry
 
-        return open_registry(location, relative_to=self.folder, offline=self.settings.offline)
+        if location not in self._registries:
+            opened = open_registry(location, relative_to=self.folder, offline=self.settings.offline)
+            self._registries[location] = opened
+        return self._registries[location]
+
+    @cached_property
+    def _registries(self) -> dict[str, Registry]:
+        """What was opened: a registry that was asked once need not be asked again."""
+        return {}
 
     def _as_seen_from_here(self, location: str, cwd: Path) -> str:
         path = Path(location).expanduser()

@@ -54,10 +54,7 @@ def carry_out(plan: InstallPlan, *, progress: Progress = SILENT) -> Installed:
         return Installed(plan=plan)
     # The lease is written before a blob is looked for: what this installation needs, no sweep takes from now on.
     with lease(store, [item.stored for item in plan.packages]):
-        for item in plan.packages:
-            if (source := _source_of(item, plan, store)) is not None:
-                registry, description = source
-                registry.fetch(description, store, progress=progress)
+        _fetch(plan, store, progress)
         for item in plan.packages:
             if item.state is not State.SAME:
                 place(store, item.stored, item.path, progress=progress)
@@ -70,6 +67,17 @@ def carry_out(plan: InstallPlan, *, progress: Progress = SILENT) -> Installed:
         if plan.packages or plan.environment.lock.entries:
             add_root(store, environment.folder)  # once more: it remembers the lock as it is now
     return Installed(plan=plan)
+
+
+def _fetch(plan: InstallPlan, store: Store, progress: Progress) -> None:
+    """Bring what is missing into the store, all packages of one registry together."""
+    waiting: dict[str, tuple[Registry, list[Description]]] = {}
+    for item in plan.packages:
+        if (source := _source_of(item, plan, store)) is not None:
+            registry, description = source
+            waiting.setdefault(registry.location, (registry, []))[1].append(description)
+    for registry, descriptions in waiting.values():
+        registry.fetch_all(descriptions, store, progress=progress)
 
 
 def _source_of(item: PlannedPackage, plan: InstallPlan, store: Store) -> tuple[Registry, Description] | None:

@@ -183,7 +183,7 @@ class Download:
         entry = source.entry
         with ExitStack() as stack:
             with self._lock:
-                shown = self._progress.task(source.entry.path, total=entry.size, unit="B")
+                shown = self._progress.task(source.where, total=entry.size, unit="B")
                 task = stack.enter_context(shown)
             partial = stack.enter_context(open_partial(self._store, entry))
             task.advance(partial.size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
@@ -210,6 +210,16 @@ class Registry(Protocol):
 
         Raises:
             IntegrityError: the registry's bytes are not what the manifest says; the package does not count as stored.
+        """
+        ...
+
+    def fetch_all(
+        self, descriptions: Sequence[Description], into: Store, *, progress: Progress
+    ) -> tuple[StoredPackage, ...]:
+        """Do as `fetch` for several packages, several files at once where that is faster.
+
+        Raises:
+            IntegrityError: the registry's bytes are not what a manifest says; that package does not count as stored.
         """
         ...
 

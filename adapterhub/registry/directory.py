@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -197,6 +197,16 @@ class DirectoryRegistry:
             into.add_manifest(description.manifest_bytes)
         into.add_ref(stored)
         return stored
+
+    def fetch_all(
+        self, descriptions: Sequence[Description], into: Store, *, progress: Progress
+    ) -> tuple[StoredPackage, ...]:
+        """Do as `fetch` for several packages, one after the other: a disk is not faster for being asked twice at once.
+
+        Raises:
+            IntegrityError: the folder's bytes are not what a manifest says.
+        """
+        return tuple(self.fetch(description, into, progress=progress) for description in descriptions)
 
     def published(self, ref: PackageRef, manifest: Manifest) -> bool:
         """Say whether this very manifest is published under a ref; asked before anything is written.

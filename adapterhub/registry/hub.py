@@ -11,6 +11,7 @@ and no version tag, as PEFT's `push_to_hub` leaves it, has one version: 0.0.0+g<
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
@@ -20,8 +21,9 @@ from adapterhub.errors import IntegrityError, InvalidFileError, UnsatisfiedError
 from adapterhub.progress import Progress
 from adapterhub.registry._hub_client import HubClient, Refs, Repository
 from adapterhub.registry._hub_describe import Snapshot, derived_version, describe_snapshot
-from adapterhub.registry._hub_download import DAMAGED, Download
+from adapterhub.registry._hub_download import DAMAGED, Download, Source
 from adapterhub.registry.base import Description, Found, Listed, Published, Query
+from adapterhub.spec.digest import Digest
 from adapterhub.spec.index import INDEX_FILE, AdapterIndex, IndexRow
 from adapterhub.spec.manifest import CONFIG_FILE, MANIFEST_FILE, Manifest
 from adapterhub.spec.refs import PackageName, PackageRef, parse_version
@@ -108,20 +110,33 @@ class HubRegistry:
             IntegrityError: the Hub's bytes are not what the manifest says; the package does not count as stored.
             NetworkError: the connection was lost; what came is kept, and the next download goes on from there.
         """
-        name, stored = description.ref.name, description.stored
-        commit = description.revision or self._commit_of_version(description.ref)
-        snapshot, waiting = self._snapshot(name, commit), []
-        for entry in into.missing(stored.files):
-            known = snapshot.known(entry)
-            if known is not None:
-                into.add_blob(io.BytesIO(known), entry, where=snapshot.where(entry.path))
-            else:
-                waiting.append(snapshot.source(entry))
-        Download(self.client, into, progress).run(waiting)
-        if description.manifest_bytes is not None:
-            into.add_manifest(description.manifest_bytes)
-        into.add_ref(stored)
-        return stored
+        return self.fetch_all((description,), into, progress=progress)[0]
+
+    def fetch_all(
+        self, descriptions: Sequence[Description], into: Store, *, progress: Progress
+    ) -> tuple[StoredPackage, ...]:
+        """Do as `fetch` for several packages, a few files at a time; no marker is written before all are here.
+
+        Raises:
+            IntegrityError: bytes are not what a manifest says; none of the packages counts as stored.
+            NetworkError: the connection was lost; what came is kept, and the next download goes on from there.
+        """
+        waiting: dict[Digest, Source] = {}
+        for description in descriptions:
+            commit = description.revision or self._commit_of_version(description.ref)
+            snapshot = self._snapshot(description.ref.name, commit)
+            for entry in into.missing(description.stored.files):
+                known = snapshot.known(entry)
+                if known is not None:
+                    into.add_blob(io.BytesIO(known), entry, where=snapshot.where(entry.path))
+                else:
+                    waiting.setdefault(entry.digest, snapshot.source(entry))
+        Download(self.client, into, progress).run(waiting.values())
+        for description in descriptions:
+            if description.manifest_bytes is not None:
+                into.add_manifest(description.manifest_bytes)
+            into.add_ref(description.stored)
+        return tuple(description.stored for description in descriptions)
 
     def published(self, ref: PackageRef, manifest: Manifest) -> bool:
         """Say whether this very manifest is published under a ref; asked before anything is written.

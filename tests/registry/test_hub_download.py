@@ -275,8 +275,9 @@ class Counted:
     @contextmanager
     def task(self, label: str, *, total: int | None, unit: str = "") -> Iterator[Task]:
         assert unit == "B" and total is not None
-        self.done[label] = 0
-        yield CountedTask(self, label)
+        path = label.rpartition(": ")[2]
+        self.done[path] = 0
+        yield CountedTask(self, path)
 
     def note(self, text: str) -> None:
         raise AssertionError(text)
