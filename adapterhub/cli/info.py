@@ -38,8 +38,9 @@ def command(package: str, registry: str | None, as_json: bool) -> None:
     shown = 3 if any(yanked for *_, yanked in rows) else 2
     console.write("\n")
     console.print_table(("version", "published", "yanked")[:shown], [row[:shown] for row in rows])
-    console.write("\n")
     entries = info.description.manifest.files
-    console.print_table(("file", "size"), [(entry.path, console.human_size(entry.size)) for entry in entries])
+    if entries:
+        console.write("\n")
+        console.print_table(("file", "size"), [(entry.path, console.human_size(entry.size)) for entry in entries])
     for note in info.notes:
         console.say(note)

@@ -8,6 +8,7 @@ from adapterhub.spec.manifest import Manifest
 def manifest_rows(manifest: Manifest, *, derived: bool) -> list[tuple[str, str]]:
     """Return labels and values of what a manifest says, from the summary on; empty values stay in."""
     base, settings = manifest.base_model, manifest.hyperparameters
+    size = sum(file.size for file in manifest.files)
     targets = settings.get("target_modules")
     return [
         ("kind", "stack" if manifest.kind == "stack" else ""),
@@ -24,7 +25,7 @@ def manifest_rows(manifest: Manifest, *, derived: bool) -> list[tuple[str, str]]
         ("requires", ", ".join(f"{item.requirement} × {item.weight:g}" for item in manifest.requires)),
         ("combination", manifest.combination or ""),
         ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))),
-        ("size", f"{sum(file.size for file in manifest.files):,} bytes in {len(manifest.files)} files"),
+        ("size", f"{size:,} bytes in {len(manifest.files)} files" if manifest.files else ""),
         ("manifest", "" if derived else str(manifest.digest)),
     ]
 

@@ -20,6 +20,7 @@ from adapterhub.spec.refs import PackageName, PackageRef
 from tests.factory import tiny_llama, tiny_lora
 from tests.hub import fixtures
 from tests.hub.server import Hub
+from tests.ops.world import World
 
 NAME = PackageName.parse("acme/legal")
 
@@ -93,6 +94,15 @@ def test_it_says_what_show_says(place: Place) -> None:
     assert shown.pop("versions") == "1.0.0"
     assert told.pop("published")
     assert list(shown.items()) == list(told.items())
+
+
+def test_a_stack_says_what_it_requires(tmp_path: Path, place: Place) -> None:
+    world = World(root=tmp_path, settings=place.settings, base=place.base)
+    world.publish("acme/medical")
+    world.publish_stack("acme/clinic", {"acme/medical<2": 0.75})
+    facts = dict(place.info("acme/clinic").facts())
+    assert (facts["kind"], facts["requires"]) == ("stack", "acme/medical<2 × 0.75")
+    assert "size" not in facts and "method" not in facts
 
 
 def test_json_holds_everything(place: Place) -> None:
