@@ -7,7 +7,9 @@ wants, then the members of its stacks, by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from resolvelib import AbstractProvider, BaseReporter, ResolutionImpossible, ResolutionTooDeep, Resolver
@@ -21,7 +23,7 @@ from adapterhub.spec.refs import Requirement
 
 MAX_DEPTH = 16
 MAX_NAMES = 1000
-MAX_ROUNDS = 20_000
+MAX_ROUNDS = 5_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,15 +67,65 @@ class Conflict(Exception):
             self.asked.setdefault(cause.requirement.requirement.name.key, []).append(cause)
 
 
+@dataclass(slots=True)
+class Record(BaseReporter[Want, Candidate, str]):
+    """Keeps what was required by whom, what was tried in vain, and how often each name had to do with a conflict."""
+
+    rejected: dict[Identity, Rejection] = field(default_factory=dict)
+    asked: dict[int, Cause] = field(default_factory=dict)
+    trouble: Counter[str] = field(default_factory=Counter)
+    _askers: dict[str, set[str]] = field(default_factory=dict)
+
+    def adding_requirement(self, requirement: Want, parent: Candidate | None) -> None:
+        """Called for every requirement that comes up."""
+        if requirement.refusal is None:
+            self.asked[id(requirement)] = RequirementInformation(requirement, parent)
+            if parent is not None:
+                self._askers.setdefault(requirement.requirement.name.key, set()).add(parent.ref.name.key)
+
+    def rejecting_candidate(self, criterion: Criterion[Want, Candidate], candidate: Candidate) -> None:
+        """Called for every candidate whose requirements cannot be met."""
+        found = Rejection(candidate=candidate, causes=tuple(criterion.information))
+        self.rejected[candidate.identity] = found
+
+    def resolving_conflicts(self, causes: Collection[Cause]) -> None:
+        """Called when the search has to go back; whoever asked for what cannot be had is part of it."""
+        names: set[str] = set()
+        pending = {cause.requirement.requirement.name.key for cause in causes}
+        while pending:
+            key = pending.pop()
+            names.add(key)
+            pending |= self._askers.get(key, set()) - names
+        self.trouble.update(names)
+
+
+class _Drawn:
+    """Candidates that are drawn once, however often they are gone through."""
+
+    def __init__(self, source: Iterator[Candidate]) -> None:
+        self._source = source
+        self._drawn: list[Candidate] = []
+
+    def __iter__(self) -> Iterator[Candidate]:
+        for index in itertools.count():
+            if index == len(self._drawn):
+                candidate = next(self._source, None)
+                if candidate is None:
+                    return
+                self._drawn.append(candidate)
+            yield self._drawn[index]
+
+
 class Provider(AbstractProvider[Want, Candidate, str]):
     """Answers resolvelib's questions out of the registries.
 
     settled: versions, by key, that a first search ended with and that this one is to try first.
     """
 
-    def __init__(self, candidates: Candidates, settled: Mapping[str, Candidate]) -> None:
+    def __init__(self, candidates: Candidates, settled: Mapping[str, Candidate], record: Record) -> None:
         self._candidates = candidates
         self._settled = settled
+        self._record = record
         self._satisfied: dict[tuple[int, Identity], bool] = {}
         self._spelled: dict[str, Requirement] = {}
         self._wants: dict[Identity, tuple[Want, ...]] = {}
@@ -92,13 +144,17 @@ class Provider(AbstractProvider[Want, Candidate, str]):
         information: Mapping[str, Iterator[RequirementInformation[Want, Candidate]]],
         backtrack_causes: Sequence[RequirementInformation[Want, Candidate]],
     ) -> Iterable[str]:
-        """Choose the name to pin next: the least deep in stacks, one that may not be chosen yet last, then by name."""
+        """Choose the name to pin next: the most often in conflict, the least deep in stacks, then by name.
 
+        What fails whatever else is pinned thus comes first soon, and not below every combination of the others. One
+        that may not be chosen yet comes last: somebody may pin it exactly.
+        """
         del resolutions, information, backtrack_causes
 
-        def rank(key: str) -> tuple[bool, int, str]:
+        def rank(key: str) -> tuple[bool, int, int, str]:
             first = next(candidates[key], None)
-            return (first is None or first.refused is not None, first.depth if first is not None else 0, key)
+            depth = first.depth if first is not None else 0
+            return (first is None or first.refused is not None, -self._record.trouble[key], depth, key)
 
         return [min(identifiers, key=rank)]
 
@@ -141,7 +197,7 @@ class Provider(AbstractProvider[Want, Candidate, str]):
                 if not first or settled is None or candidate.identity != settled.identity:
                     yield candidate
 
-        return found
+        return _Drawn(found()).__iter__
 
     def _check_spelling(self, asked: Sequence[Requirement]) -> None:
         for requirement in asked:
@@ -158,9 +214,11 @@ class Provider(AbstractProvider[Want, Candidate, str]):
 
     def is_satisfied_by(self, requirement: Want, candidate: Candidate) -> bool:
         """Say whether a candidate is what is required."""
+        if requirement.refusal is not None:
+            return False
         at = (id(requirement), candidate.identity)
         if at not in self._satisfied:
-            self._satisfied[at] = requirement.refusal is None and meets(candidate, requirement.requirement)
+            self._satisfied[at] = meets(candidate, requirement.requirement)
         return self._satisfied[at]
 
     def get_dependencies(self, candidate: Candidate) -> tuple[Want, ...]:
@@ -193,24 +251,6 @@ def _meets_all(candidate: Candidate, requirements: Iterable[Requirement]) -> boo
     return all(meets(candidate, requirement) for requirement in requirements)
 
 
-@dataclass(slots=True)
-class _Record(BaseReporter[Want, Candidate, str]):
-    """Keeps what was required by whom, and what was tried in vain: the last reason for each candidate."""
-
-    rejected: dict[Identity, Rejection] = field(default_factory=dict)
-    asked: dict[int, Cause] = field(default_factory=dict)
-
-    def adding_requirement(self, requirement: Want, parent: Candidate | None) -> None:
-        """Called for every requirement that comes up."""
-        if requirement.refusal is None:
-            self.asked[id(requirement)] = RequirementInformation(requirement, parent)
-
-    def rejecting_candidate(self, criterion: Criterion[Want, Candidate], candidate: Candidate) -> None:
-        """Called for every candidate whose requirements cannot be met."""
-        found = Rejection(candidate=candidate, causes=tuple(criterion.information))
-        self.rejected[candidate.identity] = found
-
-
 def solve(
     wanted: Sequence[Wanted], candidates: Candidates, *, settled: Mapping[str, Candidate] | None = None
 ) -> dict[str, Candidate]:
@@ -221,8 +261,8 @@ def solve(
     Raises:
         Conflict: there is none. UnsatisfiedError: the stacks are too many or too deep to search.
     """
-    record = _Record()
-    resolver = Resolver(Provider(candidates, settled or {}), record)
+    record = Record()
+    resolver = Resolver(Provider(candidates, settled or {}, record), record)
     wants = [Want(requirement=item.requirement, by=item.by) for item in wanted]
     try:
         found = resolver.resolve(wants, max_rounds=MAX_ROUNDS)
