@@ -115,14 +115,15 @@ def gc(plan: GcPlan, *, progress: Progress = SILENT) -> Collected:
 
 
 def _steps(plan: GcPlan) -> Iterator[Step]:
-    sweep = plan.sweep
-    sizes = {item.path.name: item.frees for item in sweep.unused}
+    sweep, store = plan.sweep, Store(plan.settings.store)
+    sizes = {item.path: item.frees for item in sweep.unused}
     for package in sweep.packages:
-        digests = {entry.digest.hex for entry in package.files}
-        size = sum(sizes.pop(digest, 0) for digest in sorted(digests))
+        paths = {store.ref_path(package.ref, package.identity), *(store.blob_path(f.digest) for f in package.files)}
+        if package.manifest is not None:
+            paths.add(store.manifest_path(package.manifest))
+        size = sum(sizes.pop(path, 0) for path in paths)  # what two packages share is told of the first
         yield Step(action="remove", subject=str(package.ref), detail="no lockfile names it", size=size)
-    told = {package.identity.hex for package in sweep.packages}
-    others = [item for item in sweep.unused if item.path.name in sizes and item.path.name.partition(".")[0] not in told]
+    others = [item for item in sweep.unused if item.path in sizes]
     if others:
         subject = f"{len(others)} files of the store"
         yield Step(action="remove", subject=subject, detail="of no package", size=sum(item.frees for item in others))
