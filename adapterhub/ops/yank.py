@@ -78,6 +78,12 @@ def plan_yank(
     if found is None:
         known = ", ".join(str(item.version) for item in listed[-10:])
         raise UnsatisfiedError(f"the registry has no {ref}", where=opened.location, hint=f"available: {known}")
+    if ref.version.local is not None:
+        raise UnsatisfiedError(
+            "a plain adapter has no published version that could be yanked",
+            where=text,
+            hint="publish it with a version: adapt pack DIR, then adapt publish DIR --to org/name",
+        )
     return YankPlan(
         verb="yank",
         steps=(_step(ref, found.yanked, told),),

@@ -67,7 +67,11 @@ def set_yanked(client: HubClient, ref: PackageRef, reason: str | None) -> bool:
         refs = client.refs(name)
         commit = refs.tags.get(tag_of(ref))
         if commit is None:
-            hint = f"available: {known}" if (known := _versions(refs.tags)) else None
+            hint = (
+                f"available: {known}"
+                if (known := _versions(refs.tags))
+                else "nothing there has a version that could be yanked"
+            )
             raise UnsatisfiedError(f"the registry has no {ref}", where=name, hint=hint)
         index = read_index(client, name, refs.head)
         row = index.row(ref.version)

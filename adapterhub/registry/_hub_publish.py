@@ -10,6 +10,7 @@ the refs and at the head before it counts as failed.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from adapterhub.registry._hub_card import is_generated, published_card
 from adapterhub.registry._hub_client import Conflict, HubClient, Refs, RemoteFile
 from adapterhub.registry._hub_index import AGAIN, TRIES, overtaken, pause, read_index, require_spelling, tag_of
 from adapterhub.registry._hub_index import set_yanked as set_yanked
-from adapterhub.registry.base import COMPANIONS, Published, version_taken
+from adapterhub.registry.base import COMPANIONS, Published, differs_in_case, version_taken
 from adapterhub.spec.digest import Digest, FileEntry, digest_stream
 from adapterhub.spec.index import INDEX_FILE, AdapterIndex, IndexRow
 from adapterhub.spec.manifest import CARD_FILE, LOSS_PLOT_FILE, MANIFEST_FILE, Manifest
@@ -61,7 +62,7 @@ def published(client: HubClient, ref: PackageRef, manifest: Manifest) -> bool:
     name = str(ref.name)
     refs = _refs(client, name)
     if refs is None:
-        _require_token(client, name)
+        _require_token(client, ref.name)
         return False
     require_spelling(client, name)
     if (commit := refs.tags.get(tag_of(ref))) is not None:
@@ -81,7 +82,7 @@ def publish(client: HubClient, package: Package, name: PackageName, *, progress:
             token may not write there. IntegrityError: the package's files are not what its manifest says, or what the
             Hub holds after the commit is not what was sent; there is no tag then. NetworkError: no answer.
     """
-    return _Publication(client, package, name).run(progress)
+    return _Publication(client, package, name, progress).run()
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class _Publication:
     client: HubClient
     package: Package
     full_name: PackageName
+    progress: Progress
 
     @property
     def name(self) -> str:
@@ -116,9 +118,9 @@ class _Publication:
         refuse_pickles(self.package.path, names)
         return {entry.path: _checked(self.package.path, entry) for entry in self.manifest.files}
 
-    def run(self, progress: Progress) -> Published:
+    def run(self) -> Published:
         size = sum(entry.size for entry in self.manifest.files)
-        with progress.task(f"publish {self.ref}", total=size, unit="B") as task:
+        with self.progress.task(f"publish {self.ref}", total=size, unit="B") as task:
             created = self._publish()
             task.advance(size)
         where = f"{self.client.endpoint}/{self.name}/tree/{tag_of(self.ref)}"
@@ -151,7 +153,7 @@ class _Publication:
         """Return the refs of the repository, which is made if there is none."""
         refs = _refs(self.client, self.name)
         if refs is None:
-            _require_token(self.client, self.name)
+            _require_token(self.client, self.full_name)
             with self.client.guarded("create the repository", self.name):
                 self.client.api.create_repo(self.name, exist_ok=True)
             refs = self.client.refs(self.name)
@@ -187,7 +189,11 @@ class _Publication:
         operations = self._operations(refs, index)
         doing = "commit the package"
         try:
-            with local_io(self.package.path, "read the package"), self.client.guarded(doing, self.name), _no_bars():
+            with (
+                local_io(self.package.path, "read the package"),
+                self.client.guarded(doing, self.name),
+                _told_by(self.progress),
+            ):
                 made = self.client.api.create_commit(
                     self.name,
                     operations,
@@ -322,17 +328,32 @@ def _refs(client: HubClient, name: str) -> Refs | None:
         return None
 
 
-def _require_token(client: HubClient, name: str) -> None:
-    """Refuse to publish anonymously, or with a token that may only read."""
+def _require_token(client: HubClient, name: PackageName) -> None:
+    """Refuse to make a repository anonymously, with a token that may only read, or in somebody else's namespace.
+
+    Raises:
+        AuthorizationError: that is so. UnsatisfiedError: the namespace is spelled otherwise.
+    """
     if not client.has_token:
-        raise AuthorizationError("publishing to the Hub needs a token", where=name, hint="adapt login")
-    with client.guarded("ask whose token this is", name):
+        raise AuthorizationError("publishing to the Hub needs a token", where=str(name), hint="adapt login")
+    with client.guarded("ask whose token this is", str(name)):
         told = client.api.whoami()
     token = told.get("auth", {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise AuthorizationError(
-            "the token may only read", where=name, hint="make one that may write, then: adapt login"
+            "the token may only read", where=str(name), hint="make one that may write, then: adapt login"
         )
+    spaces = [str(told.get("name")), *(str(row["name"]) for row in told.get("orgs") or () if "name" in row)]
+    if name.org in spaces:
+        return
+    for space in spaces:
+        if space.casefold() == name.org.casefold():
+            raise differs_in_case(space, name.org, where=client.endpoint)
+    raise AuthorizationError(
+        f"the token is {spaces[0]}'s, and {name.org} is neither that nor an organisation it belongs to",
+        where=str(name),
+        hint=f"publish as {spaces[0]}/{name.name}, or log in as somebody else: adapt login",
+    )
 
 
 def _require_same(client: HubClient, ref: PackageRef, commit: str, manifest: Manifest) -> None:
@@ -390,15 +411,19 @@ def _is_same(remote: RemoteFile | None, entry: FileEntry, content: bytes | Path)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the client's bars off the terminal: progress is ours to show."""
+def _told_by(progress: Progress) -> Iterator[None]:
+    """Keep the client's bars off the terminal, and pass on what it warns of: the Hub's words about the card."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    were_off = are_progress_bars_disabled()
+    if not were_off:
+        disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            yield
     finally:
-        enable_progress_bars()
+        if not were_off:
+            enable_progress_bars()
+    for line in dict.fromkeys(str(item.message) for item in said if issubclass(item.category, UserWarning)):
+        progress.note(line)

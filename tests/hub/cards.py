@@ -16,6 +16,11 @@ LIST_OPTIONS = {
     "search", "author", "filter", "sort", "limit", "full", "cardData", "config", "expand", "pipeline_tag", "gated",
     "cursor",
 }  # fmt: skip
+# Of the Hub's official list of pipelines, what the tests use.
+PIPELINES = {
+    "text-generation", "text-classification", "token-classification", "text2text-generation", "question-answering",
+    "feature-extraction",
+}  # fmt: skip
 SORTS = {"lastModified", "createdAt", "downloads", "likes"}
 
 
@@ -49,6 +54,8 @@ def validate_yaml(service: Service, request: Request) -> Response:
     except HubError as error:
         return json_response({"errors": [{"message": error.message}], "warnings": []}, 400)
     warnings = [] if card is not None else [{"message": "empty or missing yaml metadata in repo card"}]
+    if card and card.get("pipeline_tag") not in {None, *PIPELINES}:
+        warnings.append({"message": f'"pipeline_tag" "{card["pipeline_tag"]}" is not in the official list'})
     return json_response({"errors": [], "warnings": warnings})
 
 

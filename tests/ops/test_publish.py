@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def shared(world: World, hub: Hub, hub_client: HubClient, monkeypatch: pytest.Mo
     return world
 
 
-def plan(world: World, folder: Path, name: str = "acme/legal", **options: bool) -> PublishPlan:
+def plan(world: World, folder: Path, name: str = "acme/legal", **options: Any) -> PublishPlan:
     return plan_publish(folder, name, environment=world.environment, cwd=world.project, **options)
 
 

@@ -29,12 +29,13 @@ from adapterhub.registry.hub import HubRegistry
 from adapterhub.spec.index import AdapterIndex
 from adapterhub.spec.refs import PackageName, PackageRef
 from adapterhub.store import Store
-from tests.factory import tiny_llama, tiny_lora, write_json, write_tiny_manifest
+from tests.factory import edit_json, tiny_llama, tiny_lora, write_json, write_tiny_manifest
 from tests.hub.cards import front_matter
 from tests.hub.faults import LostAnswer, RacingCommit, Status
 from tests.hub.fixtures import HubClient, hub_environment
 from tests.hub.server import Hub
 from tests.hub.state import Repo, User
+from tests.ops.world import Notes
 
 NAME = PackageName.parse("acme/Legal-LoRA")
 REF = PackageRef.parse("acme/Legal-LoRA@1.2.0")
@@ -178,6 +179,18 @@ def test_a_card_with_a_broken_header_is_refused_with_its_line(hub: Hub, publish:
     assert "README.md: line" in (caught.value.where or "")
     assert repo(hub).tags == {}
     assert commits(hub) == []
+
+
+def test_what_the_hub_says_of_a_card_is_passed_on(
+    hub: Hub, alice: User, built: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    edit_json(built / "adapter_manifest.json", task=None)
+    (built / "README.md").write_text("---\npipeline_tag: law\n---\n")
+    notes = Notes()
+    HubRegistry().publish(open_package(built), NAME, progress=notes)
+    assert len(notes.lines) == 1
+    assert '"law" is not in the official list' in notes.lines[0]
+    assert (list(recwarn), capsys.readouterr().err) == ([], "")
 
 
 def test_the_search_of_the_hub_finds_it(hub: Hub, hub_client: HubClient, publish: Publish, built: Path) -> None:
@@ -436,6 +449,12 @@ def test_who_may_publish_is_asked_before(
         HubRegistry().published(theirs, manifest)
     with pytest.raises(AuthorizationError):
         HubRegistry().publish(open_package(built), PackageName.parse("other/new"), progress=SILENT)
+    for name in ("nobody/new", "nobody/thing"):
+        with pytest.raises(AuthorizationError, match="alice") as wrong:
+            HubRegistry().published(PackageRef.parse(f"{name}@1.2.0"), manifest)
+        assert "alice/" in (wrong.value.hint or "")
+    with pytest.raises(UnsatisfiedError, match="in case alone"):
+        HubRegistry().publish(open_package(built), PackageName.parse("Acme/new"), progress=SILENT)
     monkeypatch.setenv("HF_TOKEN", hub.add_user("alice", role="read").token)
     with pytest.raises(AuthorizationError, match="only read"):
         HubRegistry().published(REF, manifest)
@@ -444,6 +463,7 @@ def test_who_may_publish_is_asked_before(
         HubRegistry().published(REF, manifest)
     assert caught.value.hint == "adapt login"
     assert hub.seen("POST", COMMIT) == []
+    assert list(hub.store.repos) == [("models", "other/thing")]
 
 
 def test_a_stack_is_published_without_weights(hub: Hub, publish: Publish, tmp_path: Path, base: Path) -> None:
