@@ -49,7 +49,7 @@ def _fetch_missing(model: HubModel, client: HubClient, progress: Progress) -> No
     total = sum(file.size for file in absent)
     with progress.task(f"downloading {model.id}", total=total, unit="B") as task:
         for part in (rest, weights):
-            _fetch_all(client, model, part, _Meter(task))
+            _fetch_all(client, model, part, Meter(task))
 
 
 def remember_revision(model: HubModel) -> None:
@@ -133,7 +133,7 @@ def _require_space(model: HubModel) -> None:
         )
 
 
-def _fetch_all(client: HubClient, model: HubModel, files: Iterable[RemoteFile], meter: _Meter) -> None:
+def _fetch_all(client: HubClient, model: HubModel, files: Iterable[RemoteFile], meter: Meter) -> None:
     """Fetch files, a few at a time; the first failure, or an interrupt, ends the others at their next chunk.
 
     The threads are daemons: one that waits for a server that sends nothing holds up no Ctrl-C for longer than a moment.
@@ -180,7 +180,7 @@ def _next(done: SimpleQueue[BaseException | None]) -> BaseException | None:
             continue
 
 
-def _fetch(client: HubClient, model: HubModel, file: RemoteFile, meter: _Meter) -> None:
+def _fetch(client: HubClient, model: HubModel, file: RemoteFile, meter: Meter) -> None:
     doing = f"download {file.path}"
     _clear_wrong_size(model, file)
     counted = meter.of_file(file)
@@ -231,7 +231,7 @@ class _Stopped(Exception):
     """Another file failed, so this one need not go on."""
 
 
-class _Meter:
+class Meter:
     """One bar for all files of a download, fed by several threads."""
 
     def __init__(self, task: Task) -> None:

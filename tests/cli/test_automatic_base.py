@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,10 @@ def test_yes_downloads_and_from_then_on_no_connection_is_needed(desk: Desk) -> N
     desk("merge", "--stack", "./lora", "--out", "again", HF_HUB_OFFLINE="1")
     assert desk.hub.requests == []
     assert (desk.folder / "again" / WEIGHTS).read_bytes() == (desk.folder / "out" / WEIGHTS).read_bytes()
+    shutil.rmtree(desk.cache)
+    done = desk("merge", "--stack", "./lora", "--out", "third", code=1)
+    assert f"base model {ID} is not here" in done.stderr
+    desk("merge", "--stack", "./lora", "--out", "third", "--yes")
 
 
 def test_what_the_hub_s_cache_holds_is_used_without_a_question_or_a_connection(desk: Desk) -> None:
@@ -204,7 +209,7 @@ def test_a_download_that_is_killed_is_completed_by_the_next(desk: Desk, number: 
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 130)
-    assert time.monotonic() - begin < 8  # it does not wait for the server
+    assert time.monotonic() - begin < 20  # it does not wait for the server
     assert not desk.bases
     desk.hub.forget()
     desk("base", "add", ID)

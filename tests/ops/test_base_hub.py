@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,9 +25,11 @@ from adapterhub.errors import (
     UsageError,
 )
 from adapterhub.fingerprints import fingerprint_base
+from adapterhub.ops._base_download import Meter
 from adapterhub.ops._base_hub import find_in_cache, is_at_revision
 from adapterhub.ops.base import add_base, list_bases, plan_add_base, plan_remove_base, remove_base
 from adapterhub.progress import SilentProgress, Task
+from adapterhub.registry._hub_client import RemoteFile
 from adapterhub.settings import Settings
 from tests.factory import tiny_llama
 from tests.hub.faults import Corrupt, Drop, Page, Reset, Status, Truncate
@@ -408,6 +411,28 @@ class Counted(SilentProgress):
                 del fields
 
         yield Counting()
+
+
+def test_xet_counts_by_the_same_bar() -> None:
+    # The Hub on loopback has no xet; what drives the bar there is the client's own reporter.
+    from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
+
+    progress, file = Counted(), RemoteFile(path=WEIGHTS, size=100, sha256=None, blob_id="")
+    with progress.task("x", total=100) as task:
+        bar = Meter(task).of_file(file)
+        with XetDownloadProgressReporter(reconstruction_desc="x", total=100, log_level=20, tqdm_class=bar) as reporter:
+            for done in (30, 100):
+                reporter.update_progress(
+                    SimpleNamespace(
+                        total_bytes=100,
+                        total_bytes_completed=done,
+                        total_bytes_completion_rate=1.0,
+                        total_transfer_bytes_completed=done // 2,
+                        total_transfer_bytes_completion_rate=1.0,
+                    )
+                )
+        bar.finish()
+    assert progress.totals["x"] == (100, 100)
 
 
 def test_the_bar_ends_where_it_should(hub: Hub, hub_client: HubClient, online: Settings, folder: Path) -> None:
