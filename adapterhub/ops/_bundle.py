@@ -27,9 +27,11 @@ from adapterhub.spec.lockfile import LockedPackage
 
 REGISTRY_FOLDER = "registry"
 TAR_SUFFIX = ".tar"
-MAX_MEMBERS = 100_000
-# No header of an archive is longer, and nobody reads a payload in larger pieces: an archive that says so is hostile.
+MAX_MEMBERS = 2500
+# Headers are read into memory, whatever length they claim, and some are slow to read: no honest one is longer than the
+# first, nor are all together longer than the second (three blocks a member, where each has a long name).
 _MAX_READ = 4 * CHUNK_BYTES
+_MAX_HEADERS = 4 * CHUNK_BYTES
 _HINT = "have it exported and carried over again: adapt export"
 
 
@@ -92,10 +94,17 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
     if not path.is_file():
         raise UnsatisfiedError("there is no such folder or archive", where=str(path), hint="check the path")
     with local_io(path, "read the archive"), path.open("rb") as raw:
+        guarded = _Guarded(raw, str(path))
         try:
             # Plain only: a compressed archive can hold a thousand times what it weighs, and weights do not shrink.
-            with tarfile.open(fileobj=cast("IO[bytes]", _Guarded(raw, str(path))), mode="r:") as tar:
-                yield _Archive(tar, str(path))
+            tar = tarfile.open(fileobj=cast("IO[bytes]", guarded), mode="r:")  # noqa: SIM115  # it holds nothing open
+            archive = _Archive(tar, str(path))
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+            # RecursionError: tarfile goes one call deeper for each long name that follows on a long name.
+            raise _malformed(path, str(error) or "it ends too early") from error
+        guarded.in_headers = False
+        try:
+            yield archive
         except (tarfile.TarError, EOFError) as error:
             raise _malformed(path, str(error) or "it ends too early") from error
 
@@ -151,26 +160,24 @@ def _checked(tar: tarfile.TarFile, where: str) -> dict[str, tarfile.TarInfo]:
     """Return the regular files of an archive.
 
     Raises:
-        IntegrityError: a member is no file or folder, has an unsafe name, or comes twice.
+        IntegrityError: a member is no file or folder, or comes twice. ValueError: it has an unsafe name.
+        tarfile.TarError, EOFError, OverflowError, RecursionError: what tarfile makes of a malformed header.
     """
     files: dict[str, tarfile.TarInfo] = {}
     names: list[str] = []
-    try:
-        for number, member in enumerate(_members(tar, where)):
-            if number >= MAX_MEMBERS:
-                raise _malformed(where, f"it holds more than {MAX_MEMBERS} members")
-            name = member.name.removeprefix("./").rstrip("/")
-            if member.isdir() and name in ("", "."):  # what `tar -c .` writes first
-                continue
-            check_relative_path(name)
-            if member.isdir():
-                continue
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size < 0:
-                raise _malformed(where, f"{name!r} is a link, a device or something else that is no plain file")
-            names.append(name)
-            files[name] = member
-    except (ValueError, OverflowError, UnicodeError) as error:
-        raise _malformed(where, str(error)) from error
+    for number, member in enumerate(_members(tar, where)):
+        if number >= MAX_MEMBERS:
+            raise _malformed(where, f"it holds more than {MAX_MEMBERS} members")
+        name = member.name.removeprefix("./").rstrip("/")
+        if member.isdir() and name in ("", "."):  # what `tar -c .` writes first
+            continue
+        check_relative_path(name)
+        if member.isdir():
+            continue
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.issparse() or member.size < 0:
+            raise _malformed(where, f"{name!r} is a link, a device or something else that is no plain file")
+        names.append(name)
+        files[name] = member
     for first, second in colliding_paths(names):
         raise _malformed(where, f"{first!r} and {second!r} are one file on some file systems")
     return files
@@ -187,15 +194,24 @@ def _members(tar: tarfile.TarFile, where: str) -> Iterator[tarfile.TarInfo]:
 
 
 class _Guarded:
-    """A file that refuses to be read in pieces that no honest archive asks for: headers are read whole into memory."""
+    """A file that refuses to be read in pieces that no honest archive asks for.
+
+    in_headers: the headers are being read, of which there may be so many bytes and no more.
+    """
 
     def __init__(self, raw: BinaryIO, where: str) -> None:
         self._raw = raw
         self._where = where
+        self._left = _MAX_HEADERS
+        self.in_headers = True
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _MAX_READ:
             raise _malformed(self._where, "a header in it is too long")
+        if self.in_headers:
+            self._left -= size
+            if self._left < 0:
+                raise _malformed(self._where, "its headers are too long")
         return self._raw.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:

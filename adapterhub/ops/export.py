@@ -16,12 +16,12 @@ from typing import BinaryIO
 
 from adapterhub.documents import write_project
 from adapterhub.environment import Environment
-from adapterhub.errors import IntegrityError, UnsatisfiedError, UsageError
+from adapterhub.errors import IntegrityError, InvalidFileError, UnsatisfiedError, UsageError
 from adapterhub.files import local_io, new_folder, sync_folder, temporary_sibling
-from adapterhub.ops._bundle import TAR_SUFFIX, FolderWriter, TarWriter, Writer, package_folder
+from adapterhub.ops._bundle import MAX_MEMBERS, TAR_SUFFIX, FolderWriter, TarWriter, Writer, package_folder
 from adapterhub.progress import SILENT, Progress, Task
 from adapterhub.spec._decode import suggest
-from adapterhub.spec.digest import Digest, FileEntry
+from adapterhub.spec.digest import Digest, FileEntry, check_relative_path
 from adapterhub.spec.lockfile import LOCK_FILE, LockedPackage, Lockfile
 from adapterhub.spec.manifest import MANIFEST_FILE
 from adapterhub.spec.plans import Plan, Step
@@ -88,6 +88,11 @@ def plan_export(out: Path, words: Iterable[str] = (), *, environment: Environmen
     _require_stored(chosen, environment)
     lock = replace(environment.lock, entries=chosen).settled(PROJECT_FILE)
     chosen = lock.entries
+    count = sum(len(entry.files) + 1 for entry in chosen) + 2
+    if out.suffix == TAR_SUFFIX and count > MAX_MEMBERS:
+        raise UsageError(
+            f"{count} files are more than the {MAX_MEMBERS} of an archive", where=str(out), hint="name a folder instead"
+        )
     steps = [
         Step(action="pack", subject=str(entry.ref), size=sum(file.size for file in entry.files)) for entry in chosen
     ]
@@ -278,6 +283,11 @@ def _sources(plan: ExportPlan, store: Store) -> dict[str, bytes | FileEntry]:
                     "the stored manifest is missing or damaged", where=str(entry.ref), hint="adapt sync"
                 )
             found[f"{folder}/{MANIFEST_FILE}"] = data
+    for name in found:
+        try:
+            check_relative_path(name)
+        except ValueError as error:  # a path that was just short enough without the package's name before it
+            raise InvalidFileError(str(error), where=name, hint="export the other packages by name") from error
     return found
 
 

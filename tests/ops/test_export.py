@@ -12,6 +12,7 @@ import pytest
 from adapterhub.cli.main import main
 from adapterhub.documents import read_lockfile, read_project
 from adapterhub.errors import IntegrityError, UnsatisfiedError, UsageError
+from adapterhub.ops import export as export_module
 from adapterhub.ops.export import ExportPlan, export, plan_export
 from adapterhub.progress import SILENT
 from adapterhub.registry.directory import DirectoryRegistry
@@ -118,6 +119,15 @@ def test_nothing_is_overwritten_or_compressed(yard: Yard) -> None:
             planned(yard, name)
     (yard.root / "empty").mkdir()
     export(planned(yard, "empty"))
+
+
+def test_more_files_than_an_archive_takes(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(export(planned(yard, "out.tar"))) as tar:
+        count = len(tar.getmembers())
+    monkeypatch.setattr(export_module, "MAX_MEMBERS", count - 1)
+    with pytest.raises(UsageError, match=f"{count} files"):
+        planned(yard, "more.tar")
+    export(planned(yard, "more"))  # a folder has no such limit
 
 
 def test_what_is_not_locked(yard: Yard) -> None:

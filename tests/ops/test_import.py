@@ -353,6 +353,32 @@ def test_a_header_that_claims_gigabytes_is_not_read(bundles: Path, machine: Mach
         machine.take(path)
 
 
+def test_headers_without_end(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tarfile goes a call deeper for each long name, and reads a sparse map as long as the file goes on."""
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 4
+    path = machine.root / "deep.tar"
+    chain = (long_name.tobuf(tarfile.GNU_FORMAT) + b"name" + bytes(508)) * 5000
+    one = tarfile.TarInfo("one").tobuf(tarfile.GNU_FORMAT)
+    for data in (chain, one + chain):
+        path.write_bytes(data)
+        with pytest.raises(IntegrityError, match="recursion"):
+            machine.take(path)
+    records = "".join(
+        f"{len(text) + 4} {text}\n" for text in ("GNU.sparse.major=1", "GNU.sparse.minor=0", "GNU.sparse.name=x")
+    )
+    pax = tarfile.TarInfo("x")
+    pax.type, pax.size = tarfile.XHDTYPE, len(records)
+    info = tarfile.TarInfo("x")
+    info.size = 8 << 30
+    monkeypatch.setattr(_bundle, "_MAX_HEADERS", 100_000)
+    with path.open("wb") as out:
+        out.write(pax.tobuf(tarfile.GNU_FORMAT) + records.encode().ljust(512, b"\0"))
+        out.write(info.tobuf(tarfile.GNU_FORMAT) + b"9999999999\n" + b"1\n" * (1 << 20))
+    with pytest.raises(IntegrityError, match="headers are too long"):
+        machine.take(path)
+
+
 def test_more_members_than_any_bundle_has(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bundle, "MAX_MEMBERS", 10)
     path = write_tar(machine.root / "many.tar", {f"registry/{number}": b"" for number in range(11)})
