@@ -80,6 +80,9 @@ def command(
         "task": [hit.found.task or "" for hit in searched.hits],
         "license": [hit.found.license or "" for hit in searched.hits],
         "updated": [f"{hit.found.updated:%Y-%m-%d}" if hit.found.updated else "" for hit in searched.hits],
+        "downloads": [
+            "" if (count := hit.found.downloads) is None else console.human_count(count) for hit in searched.hits
+        ],
         "registry": [hit.registry if len(searched.registries) > 1 else "" for hit in searched.hits],
         "summary": [_short(hit.found.summary) for hit in searched.hits],
     }

@@ -62,7 +62,7 @@ def test_exit_codes(adapt: Shelf) -> None:
 
 def test_a_process_of_its_own_asks_the_hub_and_shows_no_stranger_s_escapes(hub: Hub, tmp_path: Path) -> None:
     card = json.dumps({"library_name": "peft", "base_model": "org/base\x1b[2J", "tags": ["adapterhub", "lora"]})
-    hub.add_repo("acme/legal", {"README.md": f"---\n{card}\n---\n".encode()})
+    hub.add_repo("acme/legal", {"README.md": f"---\n{card}\n---\n".encode()}).downloads = 1500
     done = subprocess.run(
         [sys.executable, "-m", "adapterhub.cli.main", "search", "legal"],
         env=hub_environment(hub, tmp_path / "hf") | {"ADAPTERHUB_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"},
@@ -72,7 +72,8 @@ def test_a_process_of_its_own_asks_the_hub_and_shows_no_stranger_s_escapes(hub: 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[0] == "acme/legal"
+    header, row = (line.split() for line in done.stdout.splitlines())
+    assert row[0] == "acme/legal" and row[header.index("DOWNLOADS") - len(header)] == "1.5k"
     assert "\x1b" not in done.stdout and "\\x1b[2J" in done.stdout
 
 
