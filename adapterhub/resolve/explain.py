@@ -17,8 +17,8 @@ from adapterhub.spec.refs import PackageName, Requirement
 if TYPE_CHECKING:
     from adapterhub.resolve.solver import Cause, Conflict
 
-# How many versions a list shows, how many a sentence names, how many facts one sentence holds.
-_SHOWN, _NAMED, _IN_A_SENTENCE = 10, 4, 4
+# How many versions a list shows, how many a sentence names, how many facts one sentence holds, how many lines follow.
+_SHOWN, _NAMED, _IN_A_SENTENCE, _LINES = 10, 4, 4, 20
 
 
 def reasons_for(candidate: Candidate, requirements: Sequence[Requirement], candidates: Candidates) -> tuple[str, ...]:
@@ -144,8 +144,8 @@ class _Facts:
             texts = sorted(
                 text for (other, text), found in self.required.items() if (other, found) == (by, {*versions})
             )
-            told.append((not versions, f"{self._subject(by, versions, candidates)} {_joined(texts)}"))
-        lines = [line for _, line in sorted(told)]
+            told.append((not versions, by, versions, f"{self._subject(by, versions, candidates)} {_joined(texts)}"))
+        lines = [line for *_, line in sorted(told)]
         lines += [
             f"{candidate.ref.name} {candidate.ref.version} is {reason}"
             for _, (candidate, reason) in sorted(self.refused.items())
@@ -191,7 +191,9 @@ def explain(conflict: Conflict, wanted: Sequence[Wanted], candidates: Candidates
     conclusion = _conclusion(conflict)
     hint = _advice(changeable, facts)
     if len(lines) > _IN_A_SENTENCE:
-        return UnsatisfiedError(conclusion, details=tuple(f"because {line}" for line in lines), hint=hint)
+        details = [f"because {line}" for line in lines[:_LINES]]
+        details += [f"and {len(lines) - _LINES} reasons more"] if len(lines) > _LINES else []
+        return UnsatisfiedError(conclusion, details=tuple(details), hint=hint)
     comma = "," if len(lines) > 2 else ""
     because = lines[0] if len(lines) == 1 else f"{', '.join(lines[:-1])}{comma} and {lines[-1]}"
     return UnsatisfiedError(f"because {because}, {conclusion}", hint=hint)

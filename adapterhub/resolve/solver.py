@@ -71,6 +71,7 @@ class Conflict(Exception):
 class Record(BaseReporter[Want, Candidate, str]):
     """Keeps what was required by whom, what was tried in vain, and how often each name had to do with a conflict."""
 
+    candidates: Candidates
     rejected: dict[Identity, Rejection] = field(default_factory=dict)
     asked: dict[int, Cause] = field(default_factory=dict)
     trouble: Counter[str] = field(default_factory=Counter)
@@ -90,13 +91,19 @@ class Record(BaseReporter[Want, Candidate, str]):
 
     def resolving_conflicts(self, causes: Collection[Cause]) -> None:
         """Called when the search has to go back; whoever asked for what cannot be had is part of it."""
-        names: set[str] = set()
-        pending = {cause.requirement.requirement.name.key for cause in causes}
+        # A range that no version lies in is to blame alone, whatever else is required of the name.
+        blamed = [cause for cause in causes if self._is_empty(cause)] or list(causes)
+        names = {cause.requirement.requirement.name.key for cause in blamed}
+        pending = {cause.parent.ref.name.key for cause in blamed if cause.parent is not None}
         while pending:
             key = pending.pop()
             names.add(key)
             pending |= self._askers.get(key, set()) - names
         self.trouble.update(names)
+
+    def _is_empty(self, cause: Cause) -> bool:
+        want = cause.requirement
+        return want.refusal is None and next(self.candidates.matches([want.requirement], (), depth=0), None) is None
 
 
 class _Drawn:
@@ -261,7 +268,7 @@ def solve(
     Raises:
         Conflict: there is none. UnsatisfiedError: the stacks are too many or too deep to search.
     """
-    record = Record()
+    record = Record(candidates)
     resolver = Resolver(Provider(candidates, settled or {}, record), record)
     wants = [Want(requirement=item.requirement, by=item.by) for item in wanted]
     try:

@@ -222,3 +222,15 @@ def test_names_that_differ_in_case_alone_do_not_go_together() -> None:
     registry = shelf({"acme/a": [Row(version="1.0.0", requires=("acme/B",))], "acme/B": ["1.0.0"], "acme/b": ["1.0.0"]})
     with pytest.raises(UnsatisfiedError, match="acme/b and acme/B are both required and differ in case alone"):
         ask(registry, "acme/a", "acme/b")
+
+
+def test_what_fails_alone_is_not_tried_under_every_combination_of_the_rest() -> None:
+    rows: dict[str, list[str | Row]] = {"acme/z": ["99.0.0"]}
+    for n in range(8):
+        rows[f"acme/s{n}"] = [Row(version=f"{v}.0.0", requires=(f"acme/x{n}",)) for v in range(1, 9)]
+        rows[f"acme/x{n}"] = [Row(version=f"{v}.0.0", requires=(f"acme/z>={v}",)) for v in range(1, 9)]
+    rows["acme/x7"] = [Row(version=f"{v}.0.0", requires=(f"acme/z<{v}",)) for v in range(1, 9)]
+    with pytest.raises(UnsatisfiedError) as caught:
+        ask(shelf(rows), *(f"acme/s{n}" for n in range(8)))
+    # Eight to the eighth combinations are more than the search has steps; it finds out that x7 is to blame.
+    assert caught.value.message == "no version of acme/z satisfies all"
