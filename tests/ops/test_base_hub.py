@@ -199,6 +199,18 @@ def test_what_is_no_base_is_refused(
     assert not {name for name in fetched(hub) if name.endswith((".bin", ".gguf", ".safetensors"))}
 
 
+def test_a_pull_request_with_safetensors_is_a_revision_like_any_other(hub: Hub, online: Settings, folder: Path) -> None:
+    repo = hub.add_repo(ID, {"config.json": (folder / "config.json").read_bytes(), "pytorch_model.bin": b"pickle"})
+    with pytest.raises(InvalidFileError) as caught:
+        plan_add_base(ID, settings=online)
+    assert caught.value.hint is not None and "#refs/pr/N" in caught.value.hint
+    hub.store.put_files(repo, files_of(folder))
+    pull = hub.store.open_pull(repo, "main")
+    record = add_base(f"{ID}#{pull}", settings=online).record
+    assert record.ref.revision == repo.pulls[pull] and is_at_revision(record, pull)
+    assert not (record.path / "pytorch_model.bin").exists()
+
+
 def test_a_gated_base_leaves_nothing(hub: Hub, hub_client: HubClient, online: Settings, folder: Path) -> None:
     hub.add_repo(ID, files_of(folder), gated="manual")
     with pytest.raises(AuthorizationError, match="gated") as caught:
