@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from adapterhub.spec.refs import PackageName, PackageRef
 from adapterhub.store import Store
 from tests.factory import edit_json, tiny_llama, tiny_lora, write_json, write_tiny_manifest
 from tests.hub.cards import front_matter
-from tests.hub.faults import LostAnswer, RacingCommit, Status
+from tests.hub.faults import LostAnswer, RacingCommit, Stall, Status
 from tests.hub.fixtures import HubClient, hub_environment
 from tests.hub.server import Hub
 from tests.hub.state import Repo, User
@@ -289,45 +290,56 @@ def test_an_unfinished_version_of_other_bytes_is_not_replaced(
     assert len(commits(hub)) == 1
 
 
-KILLED = """
-    import os, signal, sys
+CHILD = """
+    import sys
     from pathlib import Path
     from adapterhub.package import open_package
     from adapterhub.progress import SILENT
-    from adapterhub.registry import _hub_publish
     from adapterhub.registry.hub import HubRegistry
     from adapterhub.spec.refs import PackageName
 
-    def die(self, commit):
-        print(commit, flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    if sys.argv[2] == "die":
-        _hub_publish._Publication._tag = die
     done = HubRegistry().publish(open_package(Path(sys.argv[1])), PackageName.parse("acme/Legal-LoRA"), progress=SILENT)
-    print(done.created)
 """
 
 
-def test_a_process_killed_between_commit_and_tag_is_ended_by_the_next(
-    hub: Hub, alice: User, built: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("path", "commits_left", "tags_left"),
+    [("*/repos/create", 0, 0), ("*/objects/batch", 0, 0), (COMMIT, 1, 0), (TAG, 1, 1)],
+)
+def test_a_killed_process_is_ended_by_the_next_call(
+    hub: Hub, alice: User, publish: Publish, built: Path, tmp_path: Path, path: str, commits_left: int, tags_left: int
 ) -> None:
-    def run(word: str) -> subprocess.CompletedProcess[str]:
-        environment = hub_environment(hub, tmp_path / "hf", alice.token) | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        words = [sys.executable, "-c", textwrap.dedent(KILLED), str(built), word]
-        return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
-
-    killed = run("die")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert killed.stdout.strip() == repo(hub).head.oid
-    assert repo(hub).tags == {}
-    with pytest.raises(UnsatisfiedError):  # a row without its tag is no version
-        HubRegistry().versions(NAME)
-    again = run("live")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.strip() == "True"
+    """The Hub does what the request asks and is slow to say so; the process is killed while it waits to hear."""
+    hub.faults.add(Stall(seconds=60), method="POST", path=path)
+    environment = hub_environment(hub, tmp_path / "hf", alice.token) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(built)], env=environment) as child:
+        deadline = time.monotonic() + 60
+        while not hub.seen("POST", path) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+    assert (len(commits(hub)), len(repo(hub).tags)) == (commits_left, tags_left)
+    if not tags_left:  # a row without its tag is no version
+        with pytest.raises(UnsatisfiedError):
+            HubRegistry().versions(NAME)
+    assert publish(built).created is not bool(tags_left)
     assert len(commits(hub)) == 1
-    assert repo(hub).tags == {"v1.2.0": killed.stdout.strip()}
+    assert repo(hub).tags == {"v1.2.0": repo(hub).head.oid}
+
+
+def test_processes_that_publish_versions_of_one_package_at_once_all_come_through(
+    hub: Hub, alice: User, base: Path, tmp_path: Path
+) -> None:
+    environment = hub_environment(hub, tmp_path / "hf", alice.token) | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    versions = ["1.0.0", "1.1.0", "2.0.0"]
+    folders = [tiny_lora(tmp_path / version, base, version=version, seed=len(version)) for version in versions]
+    words = [sys.executable, "-c", textwrap.dedent(CHILD)]
+    children = [subprocess.Popen([*words, str(folder)], env=environment) for folder in folders]
+    assert [child.wait(timeout=60) for child in children] == [0, 0, 0]
+    assert [str(row.version) for row in index(hub).rows] == versions
+    for version, folder in zip(versions, folders, strict=True):
+        held = repo(hub).commits[repo(hub).tags[f"v{version}"]].files
+        assert held["adapter_manifest.json"].content == (folder / "adapter_manifest.json").read_bytes()
 
 
 def test_a_tag_that_the_hub_does_not_list_yet_is_waited_for(
