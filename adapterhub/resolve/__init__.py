@@ -15,11 +15,9 @@ from adapterhub.registry.base import Registry
 from adapterhub.resolve._choose import choose, require_adapter
 from adapterhub.resolve.candidates import Candidate, Candidates
 from adapterhub.resolve.explain import explain, reasons_for, skipped
-from adapterhub.resolve.values import ALL, Choice, Locked, Policy, Resolution, Wanted
+from adapterhub.resolve.values import ALL, MAX_DEPTH, Choice, Locked, Policy, Resolution, Wanted
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.refs import PackageName, Requirement
-
-MAX_DEPTH = 16
 
 __all__ = [
     "ALL",

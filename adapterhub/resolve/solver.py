@@ -18,10 +18,9 @@ from resolvelib.structs import Matches
 
 from adapterhub.errors import UnsatisfiedError
 from adapterhub.resolve.candidates import Candidate, Candidates, Identity, satisfies
-from adapterhub.resolve.values import Wanted
+from adapterhub.resolve.values import MAX_DEPTH, Wanted
 from adapterhub.spec.refs import Requirement
 
-MAX_DEPTH = 16
 MAX_NAMES = 1000
 MAX_ROUNDS = 5_000
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from adapterhub.registry.base import Description, Registry
 
 ALL: Final = frozenset({"*"})
+# How deep stacks may be nested in stacks.
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True, slots=True)
