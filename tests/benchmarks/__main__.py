@@ -13,13 +13,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import command_help, generate_text, merge_stack, report, train_adapter, validate_package
+from tests.benchmarks import command_help, download, generate_text, merge_stack, report, train_adapter, validate_package
 from tests.benchmarks.bench import Bench, make_bench
 from tests.benchmarks.harness import CommandError, Result, note
 from tests.benchmarks.machine import describe_machine, machine_line
+from tests.benchmarks.packages import Crowd, Install, Verify
 
 BENCHMARKS = {
-    module.NAME: module for module in (command_help, validate_package, merge_stack, train_adapter, generate_text)
+    benchmark.NAME: benchmark
+    for benchmark in (
+        command_help,
+        validate_package,
+        Install,
+        Verify,
+        download,
+        Crowd,
+        merge_stack,
+        train_adapter,
+        generate_text,
+    )
 }
 QUIET_LOAD = 0.5
 
