@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from packaging.version import Version
 
 from adapterhub.catalog.checks import CHECKS
 from adapterhub.documents import MAX_JSON_BYTES, parse_json
-from adapterhub.errors import IntegrityError, InvalidFileError, UnsatisfiedError
+from adapterhub.errors import AdapterHubError, IntegrityError, InvalidFileError, UnsatisfiedError
 from adapterhub.package import (
     PAYLOAD_FILES,
     PICKLED_WEIGHTS,
@@ -18,6 +19,7 @@ from adapterhub.package import (
 )
 from adapterhub.registry._hub_client import HubClient, RemoteFile
 from adapterhub.registry._hub_download import DAMAGED, Source, read_remote_header
+from adapterhub.registry._hub_together import together
 from adapterhub.registry.base import Description
 from adapterhub.spec._decode import freeze
 from adapterhub.spec.digest import Digest, FileEntry
@@ -38,6 +40,8 @@ class Snapshot:
         self.client, self.name, self.commit = client, name, commit
         self._files: dict[str, RemoteFile] | None = None
         self._read: dict[str, bytes] = {}
+        self._headers: dict[str, Header] = {}
+        self._failed: dict[str, AdapterHubError] = {}
 
     @property
     def files(self) -> Mapping[str, RemoteFile]:
@@ -55,6 +59,38 @@ class Snapshot:
         url = self.client.file_url(str(self.name), self.commit, entry.path)
         return Source(entry=entry, url=url, where=self.where(entry.path))
 
+    def look_ahead(self, *paths: str) -> None:
+        """Read what a description needs, and other small files, at a time; what fails is raised where it is used."""
+        small = {MANIFEST_FILE, CONFIG_FILE, *paths} & self.files.keys() - self._read.keys()
+        calls = [partial(self._try, path, self.read) for path in sorted(small)]
+        if WEIGHTS_FILE in self.files and WEIGHTS_FILE not in self._headers:
+            calls.append(partial(self._try, WEIGHTS_FILE, self.header))
+        together(calls)
+
+    def _try(self, path: str, look: Callable[[str], object]) -> None:
+        try:
+            look(path)
+        except AdapterHubError as error:
+            self._failed[path] = error
+
+    def _raise_failed(self, path: str) -> None:
+        if (failure := self._failed.pop(path, None)) is not None:
+            raise failure
+
+    def header(self, path: str) -> Header:
+        """Return the header of a file of weights, read by ranges and once.
+
+        Raises:
+            InvalidFileError: it is a pickle, zip or GGUF. IntegrityError: the header is malformed.
+        """
+        self._raise_failed(path)
+        if path not in self._headers:
+            # Only a place and a size: the digest is not looked at, and unknown where LFS does not keep the file.
+            file = self.files[path]
+            entry = FileEntry(path=path, size=file.size, digest=file.sha256 or Digest("0" * 64))
+            self._headers[path] = read_remote_header(self.client, self.source(entry))
+        return self._headers[path]
+
     def known(self, entry: FileEntry) -> bytes | None:
         """Return a file's bytes if they were read already and are what the entry says."""
         data = self._read.get(entry.path)
@@ -66,6 +102,7 @@ class Snapshot:
         Raises:
             InvalidFileError: it is larger than `limit` bytes. IntegrityError: other bytes came, twice.
         """
+        self._raise_failed(path)
         file = self.files.get(path)
         if file is None or path in self._read:
             return self._read.get(path)
@@ -91,6 +128,7 @@ def describe_snapshot(snapshot: Snapshot, version: Version | None, *, notes: tup
         UnsatisfiedError: there is neither a manifest nor an adapter. IntegrityError: the copy is damaged.
         InvalidFileError: the manifest is none that can be read, or the package holds what none may hold.
     """
+    snapshot.look_ahead()
     data = snapshot.read(MANIFEST_FILE)
     if data is None:
         return _describe_plain(snapshot, version, notes)
@@ -131,7 +169,7 @@ def _check_payload(snapshot: Snapshot, manifest: Manifest) -> Header | None:
     _raise_faults(snapshot, faults)
     for entry in manifest.files:
         if entry.path.endswith(".safetensors"):
-            found = read_remote_header(snapshot.client, snapshot.source(entry))
+            found = snapshot.header(entry.path)
             header = found if entry.path == WEIGHTS_FILE else header
     for entry in manifest.files:
         digest = snapshot.files[entry.path].sha256
@@ -177,13 +215,12 @@ def _describe_plain(snapshot: Snapshot, version: Version | None, notes: tuple[st
         version=version or derived_version(snapshot.commit),
         where=where,
     )
-    weights = next(entry for entry in entries if entry.path == WEIGHTS_FILE)
     return Description(
         ref=PackageRef(snapshot.name, manifest.version),
         manifest=manifest,
         manifest_bytes=None,
         config=config,
-        header=read_remote_header(snapshot.client, snapshot.source(weights)),
+        header=snapshot.header(WEIGHTS_FILE),
         revision=snapshot.commit,
         notes=(*notes, *told),
     )

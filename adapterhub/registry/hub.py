@@ -11,7 +11,8 @@ and no version tag, as PEFT's `push_to_hub` leaves it, has one version: 0.0.0+g<
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
@@ -22,6 +23,7 @@ from adapterhub.progress import Progress
 from adapterhub.registry._hub_client import HubClient, Refs, Repository
 from adapterhub.registry._hub_describe import Snapshot, derived_version, describe_snapshot
 from adapterhub.registry._hub_download import DAMAGED, Download, Source
+from adapterhub.registry._hub_together import together
 from adapterhub.registry.base import Description, Found, Listed, Published, Query
 from adapterhub.spec.digest import Digest
 from adapterhub.spec.index import INDEX_FILE, AdapterIndex, IndexRow
@@ -76,6 +78,10 @@ class HubRegistry:
         commits = self._versions(name)
         if not commits:
             return (self._plain(name),)
+        head = self._refs_of(name).head
+        if head in commits.values():
+            # Mostly the newest version, which is mostly the one that is wanted.
+            self._snapshot(name, head).look_ahead(INDEX_FILE)
         index = self._index(name)
         return tuple(_listed(version, commits[version], index.row(version)) for version in sorted(commits))
 
@@ -193,9 +199,14 @@ class HubRegistry:
         return self._repositories[name]
 
     def _refs_of(self, name: PackageName) -> Refs:
-        self._repository(name)
         if name not in self._refs:
-            self._refs[name] = self.client.refs(str(name))
+            asks: list[Callable[[], Repository | Refs]] = [
+                partial(self._repository, name),
+                partial(self.client.refs, str(name)),
+            ]
+            _, refs = together(asks)
+            assert isinstance(refs, Refs)
+            self._refs[name] = refs
         return self._refs[name]
 
     def _notes(self, name: PackageName) -> tuple[str, ...]:

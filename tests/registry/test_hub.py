@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from adapterhub.spec.digest import Digest
 from adapterhub.spec.refs import PackageName, PackageRef
 from adapterhub.store import Store
 from tests.factory import tiny_llama, tiny_lora
-from tests.hub.faults import Action, BareUnauthorized, Corrupt, Drop, Page, RacingCommit, Reset, Status, Truncate
+from tests.hub.faults import Action, BareUnauthorized, Corrupt, Drop, Page, RacingCommit, Reset, Stall, Status, Truncate
 from tests.hub.fixtures import HubClient as RealClient
 from tests.hub.server import Hub
 from tests.hub.state import Change
@@ -174,8 +175,20 @@ def test_one_command_asks_once(hub: Hub, bench: Bench, built: Package, store: St
     assert len(asked) == len(set(asked)) + 2, "only the weights come by two requests, header and whole"
     hub.forget()
     install(registry, store)
-    assert all("/cdn/" in line.path or "/resolve/" in line.path for line in hub.requests)
-    assert data_requests(hub) == [f"bytes=0-{built.weights.stat().st_size - 1}"]
+    assert hub.requests == []
+
+
+def test_what_can_be_asked_at_the_same_time_is(hub: Hub, bench: Bench, built: Package) -> None:
+    publish(bench, built)
+    for path in (f"/api/models/{NAME}", "*/refs", "*/adapter_manifest.json", "*/adapter_config.json", "/cdn/*"):
+        inner = path.startswith("*/adapter")
+        hub.faults.add(Stall(seconds=0.6), path=f"/api/resolve-cache/{path}" if inner else path)
+    began = time.monotonic()
+    registry = bench.open()
+    registry.versions(NAME)
+    registry.describe(REF)
+    assert time.monotonic() - began < 2.4, "five stalls were waited for one after another"
+    assert hub.faults.unused() == []
 
 
 def test_what_the_store_has_is_not_fetched(hub: Hub, bench: Bench, built: Package, store: Store) -> None:
