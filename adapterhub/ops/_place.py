@@ -13,7 +13,7 @@ from pathlib import Path
 from adapterhub.documents import parse_json
 from adapterhub.environment import MEMBERS_FOLDER
 from adapterhub.errors import InvalidFileError, LocalIOError, UsageError
-from adapterhub.files import local_io, sync_folder, sync_tree, write_atomic
+from adapterhub.files import local_io, sync_folder, sync_tree
 from adapterhub.progress import Progress
 from adapterhub.spec.digest import Digest, canonical_json
 from adapterhub.spec.manifest import MANIFEST_FILE
@@ -117,7 +117,7 @@ def place(store: Store, package: StoredPackage, folder: Path, *, progress: Progr
         with local_io(folder, "install the adapter"):
             temporary.mkdir(parents=True)
             store.put_files(package, temporary)
-            write_atomic(temporary / MARKER_FILE, canonical_json(package.to_data()))
+            (temporary / MARKER_FILE).write_bytes(canonical_json(package.to_data()))
             sync_tree(
                 temporary, but_hard_links=True
             )  # those are the store's blobs, on the disk since they were written

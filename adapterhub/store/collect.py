@@ -94,18 +94,19 @@ def plan_collect(store: Store, *, also: Iterable[Path] = (), grace: timedelta = 
     for item in items:
         if item.kind is not Kind.MARKER:
             continue
+        if item.path in wanted.markers:  # what it names is known from the lockfile: no need to read it
+            kept += 1
+            continue
         package = store.package_at(item.path)
-        needed = item.path in wanted.markers
-        if needed or not sweep.is_old(item):
-            kept, young = kept + (package is not None), young + (not needed and package is not None)
-            young_bytes += 0 if needed else item.frees
-            if package is not None:
-                wanted_by_age = _digests(package) - wanted.digests
-                young_bytes += 0 if needed else sum(_bytes_at(store, digest) for digest in wanted_by_age)
-                wanted.add(store, package)
-        else:
+        if sweep.is_old(item):
             unused.append(item)
             going += [package] if package is not None else []
+            continue
+        young_bytes += item.frees
+        if package is not None:
+            kept, young = kept + 1, young + 1
+            young_bytes += sum(_bytes_at(store, digest) for digest in _digests(package) - wanted.digests)
+            wanted.add(store, package)
     for item in items:
         if item.kind in (Kind.BLOB, Kind.MANIFEST) and item.digest not in wanted.digests:
             if sweep.is_old(item):
@@ -143,7 +144,7 @@ def collect(store: Store, sweep: Sweep, *, also: Iterable[Path] = ()) -> Sweep:
                 moved.append(item)
         wanted = _wanted(store, also)
         for path in store.marker_paths():  # what others installed meanwhile may share blobs with what was moved
-            if (package := store.package_at(path)) is not None:
+            if path not in wanted.markers and (package := store.package_at(path)) is not None:
                 wanted.add(store, package)
     except BaseException:
         for item in reversed(moved):

@@ -284,6 +284,8 @@ class Store:
     def put_files(self, package: StoredPackage, folder: Path) -> None:
         """Lay a package out as a folder that PEFT loads: weights linked, the rest copied, its manifest beside them.
 
+        The folder is one that nobody looks at yet: what is written is not flushed to the disk (`files.sync_tree`).
+
         Raises:
             IntegrityError: the store lost a file. LocalIOError: the disk said no.
         """
@@ -293,7 +295,9 @@ class Store:
             data = self.manifest_bytes(package.manifest)
             if data is None:
                 raise IntegrityError("the stored manifest is missing or damaged", where=str(package.ref))
-            write_atomic(folder / MANIFEST_FILE, data)
+            with local_io(folder, "install the manifest"):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / MANIFEST_FILE).write_bytes(data)
 
     @contextmanager
     def _temporary(self, target: Path) -> Iterator[Path]:

@@ -6,13 +6,15 @@ import errno
 import io
 import multiprocessing
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapterhub import files
-from adapterhub.errors import IntegrityError
+from adapterhub.errors import IntegrityError, LocalIOError
 from adapterhub.spec.digest import Digest, FileEntry
 from adapterhub.spec.refs import PackageRef
 from adapterhub.store import VERIFIED_TIME, Store, StoredPackage, is_intact
@@ -293,3 +295,75 @@ def test_eight_processes_fill_one_store(store: Store) -> None:
     assert store.packages() == (PACKAGE,)
     assert store.missing(FILES) == ()
     assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_half_of_a_blob(store: Store) -> None:
+    """The limit on a file's size that a process may set stands for the full disk: the write fails after some bytes."""
+    resource = pytest.importorskip("resource")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(WEIGHTS) // 2, hard))
+    try:
+        with pytest.raises(LocalIOError, match="cannot write"):
+            store.add_blob(io.BytesIO(WEIGHTS), FILES[1], where="test")
+        assert files_below(store.root) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    fill(store)
+    assert store.find(REF, PACKAGE.identity) == PACKAGE
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_says_no_is_told_with_what_to_do(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Simulated at the lowest seam: the flush of what was written."""
+    fill(store)
+    other = entry("x", b"other")
+
+    def refuse(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(LocalIOError) as caught:
+        store.add_blob(io.BytesIO(b"other"), other, where="test")
+    assert caught.value.hint
+    with pytest.raises(LocalIOError):
+        store.add_manifest(b"{}")
+    monkeypatch.undo()
+    assert not store.has_blob(other)
+    assert list((store.root / "tmp").iterdir()) == []
+    assert store.packages() == (PACKAGE,)
+    assert store.find(REF, PACKAGE.identity) == PACKAGE
+
+
+def test_a_store_that_is_only_read_still_serves(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated for root, for whom no folder is read-only: whatever would write into the store is refused."""
+    fill(store)
+    os.utime(store.blob_path(FILES[1].digest))
+    for path in (store.root, *store.root.rglob("*")):
+        path.chmod(path.stat().st_mode & ~0o222)
+    opened = Path.open
+
+    def refuse(self: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if self.is_relative_to(store.root) and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(self, mode, *args, **options)
+
+    def refuse_utime(path: Any, *args: Any, **options: Any) -> None:
+        if Path(path).is_relative_to(store.root):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "utime", refuse_utime)
+    try:
+        assert store.find(REF, PACKAGE.identity) == PACKAGE
+        store.put_files(PACKAGE, tmp_path / "out")
+        assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == WEIGHTS
+        with pytest.raises(LocalIOError) as caught:
+            store.add_blob(io.BytesIO(b"other"), entry("x", b"other"), where="test")
+        assert caught.value.hint
+    finally:
+        for path in (store.root, *store.root.rglob("*")):
+            path.chmod(path.stat().st_mode | 0o200)
