@@ -32,8 +32,10 @@ from adapterhub.spec.refs import check_part, parse_version
 
 T = TypeVar("T")
 _CARD_LIMIT = 1 << 20
-# Tags that PEFT, transformers and trl put on every card they write: they say nothing about this adapter.
-_EMPTY_TAGS = frozenset({"adapter", "generated_from_trainer", "lora", "peft", "sft", "transformers", "trl"})
+# Tags that PEFT, transformers, trl and adapterhub put on every card they write: they say nothing about this adapter.
+_EMPTY_TAGS = frozenset(
+    {"adapter", "adapterhub", "generated_from_trainer", "lora", "peft", "sft", "transformers", "trl"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

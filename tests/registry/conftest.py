@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.hub.fixtures import hub, hub_client
+from tests.registry.publishing import alice, base, built, publish
 
-__all__ = ["hub", "hub_client"]
+__all__ = ["alice", "base", "built", "hub", "hub_client", "publish"]
