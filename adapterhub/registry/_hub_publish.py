@@ -47,6 +47,7 @@ from adapterhub.store import check_same
 VISIBLE_SECONDS = 60.0
 """How long a tag may take until the Hub lists it."""
 _LOOKED_BACK = 5
+_RESERVED = (INDEX_FILE, ".gitattributes", ".gitignore")
 # Smaller files are held in memory, so that what is sent is what was hashed.
 _IN_MEMORY = 8 << 20
 _CARD_LIMIT = 1 << 20
@@ -69,6 +70,7 @@ def published(client: HubClient, ref: PackageRef, manifest: Manifest) -> bool:
         _require_same(client, ref, commit, manifest)
         return True
     _require_own_row(read_index(client, name, refs.head), ref, manifest, where=name)
+    _require_any_token(client, ref.name)
     with client.guarded("write to the repository", name):
         client.api.auth_check(name, write=True)
     return False
@@ -115,11 +117,15 @@ class _Publication:
     def contents(self) -> Mapping[str, bytes | Path]:
         """The payload as it is sent: small files as bytes, large ones by their path; all of it checked."""
         names = [entry.path for entry in self.manifest.files]
+        for name in names:
+            if name in _RESERVED or ".git" in name.split("/"):
+                raise InvalidFileError("no package on the Hub may hold a file of this name", where=name)
         refuse_pickles(self.package.path, names)
         return {entry.path: _checked(self.package.path, entry) for entry in self.manifest.files}
 
     def run(self) -> Published:
-        size = sum(entry.size for entry in self.manifest.files)
+        # Nothing is asked or made before the files are known to be sound: `contents` reads them.
+        size = sum(entry.size for entry in self.manifest.files if entry.path in self.contents)
         with self.progress.task(f"publish {self.ref}", total=size, unit="B") as task:
             created = self._publish()
             task.advance(size)
@@ -128,7 +134,6 @@ class _Publication:
 
     def _publish(self) -> bool:
         """Make commit and tag; return whether anything was written."""
-        assert self.contents is not None  # nothing is asked or made before the files are known to be sound
         refs = self._repository()
         written = False
         for attempt in range(TRIES):
@@ -145,8 +150,9 @@ class _Publication:
                 pause(attempt)
                 refs = self.client.refs(self.name)
             else:
-                written = True
                 refs = self._wait_for_tag()
+                _require_same(self.client, self.ref, refs.tags[tag_of(self.ref)], self.manifest)
+                return True
         raise overtaken(self.name)
 
     def _repository(self) -> Refs:
@@ -328,14 +334,18 @@ def _refs(client: HubClient, name: str) -> Refs | None:
         return None
 
 
+def _require_any_token(client: HubClient, name: PackageName) -> None:
+    if not client.has_token:
+        raise AuthorizationError("publishing to the Hub needs a token", where=str(name), hint="adapt login")
+
+
 def _require_token(client: HubClient, name: PackageName) -> None:
     """Refuse to make a repository anonymously, with a token that may only read, or in somebody else's namespace.
 
     Raises:
         AuthorizationError: that is so. UnsatisfiedError: the namespace is spelled otherwise.
     """
-    if not client.has_token:
-        raise AuthorizationError("publishing to the Hub needs a token", where=str(name), hint="adapt login")
+    _require_any_token(client, name)
     with client.guarded("ask whose token this is", str(name)):
         told = client.api.whoami()
     token = told.get("auth", {}).get("accessToken") or {}

@@ -13,7 +13,7 @@ from adapterhub.errors import (
     InvalidFileError,
     UnsatisfiedError,
 )
-from adapterhub.package import open_package
+from adapterhub.package import hash_payload, open_package, payload_names, write_manifest
 from adapterhub.progress import SILENT
 from adapterhub.registry import _hub_publish
 from adapterhub.registry.hub import HubRegistry
@@ -96,8 +96,6 @@ def test_versions_share_the_index_and_leave_no_stale_payload(
 
 def with_tokenizer(folder: Path, base: Path) -> None:
     """List tokenizer_config.json in the manifest too."""
-    from adapterhub.package import hash_payload, payload_names, write_manifest
-
     manifest = open_package(folder).manifest
     write_manifest(folder, manifest.with_files(hash_payload(folder, payload_names(folder))))
 
@@ -174,6 +172,17 @@ def test_what_the_repository_leaves_out_makes_no_version(
     assert publish(built).created
 
 
+@pytest.mark.parametrize("name", ["adapter_index.json", ".gitattributes", "sub/.git/config"])
+def test_names_that_the_hub_or_its_index_need_are_refused(hub: Hub, publish: Publish, built: Path, name: str) -> None:
+    manifest = open_package(built).manifest
+    (built / name).parent.mkdir(parents=True, exist_ok=True)
+    (built / name).write_text("{}")
+    write_manifest(built, manifest.with_files(hash_payload(built, [name, *(file.path for file in manifest.files)])))
+    with pytest.raises(InvalidFileError, match="name"):
+        publish(built)
+    assert hub.requests == []
+
+
 def test_large_files_go_by_their_path_and_are_checked(
     hub: Hub, publish: Publish, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,9 +244,10 @@ def test_who_may_publish_is_asked_before(
     with pytest.raises(AuthorizationError, match="only read"):
         HubRegistry().published(REF, manifest)
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(AuthorizationError) as caught:
-        HubRegistry().published(REF, manifest)
-    assert caught.value.hint == "adapt login"
+    for ref in (REF, theirs):
+        with pytest.raises(AuthorizationError, match="needs a token") as caught:
+            HubRegistry().published(ref, manifest)
+        assert caught.value.hint == "adapt login"
     assert hub.seen("POST", COMMIT) == []
     assert list(hub.store.repos) == [("models", "other/thing")]
 

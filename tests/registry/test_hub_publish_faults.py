@@ -66,6 +66,15 @@ def test_a_racing_commit_is_built_upon(hub: Hub, publish: Publish, built: Path) 
     assert commits(hub)[0] == "racing commit"
 
 
+def test_the_last_try_counts(hub: Hub, publish: Publish, built: Path) -> None:
+    for number in range(5):
+        change = {"racing.txt": str(number).encode()}
+        hub.faults.add(RacingCommit(files=change), method="POST", path=COMMIT, skip=number)
+    assert publish(built).created
+    assert len(hub.seen("POST", COMMIT)) == 6
+    assert hub.faults.unused() == []
+
+
 def test_others_that_are_always_faster_end_it(hub: Hub, publish: Publish, built: Path) -> None:
     files = [{"racing.txt": str(number).encode()} for number in range(20)]
     for number, change in enumerate(files):
