@@ -23,12 +23,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from adapterhub.documents import read_lockfile
+from adapterhub.errors import LocalIOError
 from adapterhub.files import local_io, move_into
 from adapterhub.processes import new_owner
 from adapterhub.spec.digest import Digest
 from adapterhub.store.content import TRASH_FOLDER, Store, StoredPackage
 from adapterhub.store.inventory import Item, Kind, inventory, is_left_behind, item_at
-from adapterhub.store.leases import dead_leases, leases
+from adapterhub.store.leases import dead_leases, is_read_only, leases
 from adapterhub.store.roots import Root, RootState, forget, keep_copy, locked_packages, packages_of, roots
 
 DEFAULT_GRACE = timedelta(hours=1)
@@ -287,6 +288,10 @@ def _remove_folders(folder: Path, *, up_to: Path | None = None) -> None:
 
 
 def _keep_copies(store: Store) -> None:
-    for root in roots(store):
-        if root.state is RootState.PRESENT:
-            keep_copy(root)
+    try:
+        for root in roots(store):
+            if root.state is RootState.PRESENT:
+                keep_copy(root)
+    except LocalIOError as error:
+        if not is_read_only(error):
+            raise

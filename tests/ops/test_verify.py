@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import random
 import shutil
 import subprocess
+import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ from adapterhub.ops import _hashing
 from adapterhub.ops._hashing import hash_files
 from adapterhub.ops._inspection import What
 from adapterhub.ops._place import State, state_of
+from adapterhub.ops.gc import gc, plan_gc
 from adapterhub.ops.verify import Verification, verify
 from adapterhub.progress import SILENT
 from adapterhub.settings import Settings
@@ -321,3 +327,50 @@ def test_hard_links_are_read_once_and_every_name_is_told(tmp_path: Path, monkeyp
     assert found[paths[2]] == Digest.of(b"")
     assert isinstance(found[paths[3]], FileNotFoundError)
     assert len(asked) == 2
+
+
+def test_a_stack_and_its_members_are_looked_at(world: World) -> None:
+    world.publish("acme/member", seed=5)
+    world.publish_stack("acme/clinic", {"acme/member": 0.5, "acme/legal": 1.0})
+    world.install("acme/clinic")
+    assert verify(world.environment).exit_code is ExitCode.OK
+    entry = next(entry for entry in world.environment.lock.entries if entry.alias is None)
+    member = world.environment.path_of(entry)
+    (member / WEIGHTS).unlink()
+    (world.adapter("clinic") / "adapter_manifest.json").write_text("{}")
+    found = verify(world.environment)
+    assert told(found) == [("changed", "adapter_manifest.json"), ("missing", WEIGHTS)]
+    assert verify(world.environment, fix=True).exit_code is ExitCode.OK
+    require_whole(world)
+
+
+def _mend(world: World, begun: Any) -> None:
+    begun.send(True)
+    verify(world.environment, fix=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks a process")
+def test_mending_killed_at_any_moment_loses_nothing_a_user_had(world: World) -> None:
+    context, chance, half_way = multiprocessing.get_context("fork"), random.Random(1), 0
+    for turn in range(12):
+        notes = world.adapter("legal") / f"notes-{turn}.txt"
+        notes.write_text("mine")
+        shutil.rmtree(world.adapter("medical"))
+        rot(blob(world, "medical"))
+        ready, begun = context.Pipe(duplex=False)
+        child = context.Process(target=_mend, args=(world, begun))
+        child.start()
+        ready.recv()
+        time.sleep(chance.uniform(0, 0.06))
+        child.kill()
+        child.join()
+        half_way += child.exitcode != 0
+        assert len(list((world.project / ".adapters").rglob(notes.name))) == 1
+        found = verify(world.environment, fix=True)
+        assert (found.faults, found.failures) == ((), ())
+        gc(plan_gc(settings=world.settings, grace=timedelta()))
+        (kept,) = (world.project / ".adapters").rglob(notes.name)
+        assert kept.parent.parent.name == ".kept"
+        assert list((world.project / ".adapters").glob(".*.tmp")) == []
+    assert half_way > 0, "no mending was killed half-way: the moments are chosen badly"
+    require_whole(world)

@@ -268,6 +268,32 @@ def test_a_full_disk_in_the_middle_brings_everything_back(
     assert files_in(store) == before
 
 
+def test_a_store_that_is_only_read_has_nothing_to_sweep_or_says_so(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulated: tests often run as root, for whom no folder is read-only."""
+    kept, gone = add(store, "kept"), add(store, "gone")
+    folder = project(store, tmp_path / "one", kept)
+    lock(folder, kept, gone)  # the copy of the lockfile is older now
+    nothing, before = plan_collect(store, grace=NONE), files_in(store)
+    lock(folder, kept)
+    something = plan_collect(store, grace=NONE)
+
+    def refuse(self: Path, *args: Any, **options: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    lock(folder, kept, gone)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert collect(store, nothing).packages == ()
+    monkeypatch.undo()
+    lock(folder, kept)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(LocalIOError, match="Read-only") as caught:
+        collect(store, something)
+    assert caught.value.hint
+    assert files_in(store) == before
+
+
 def test_a_deleted_project_is_forgotten_and_its_packages_go(store: Store, tmp_path: Path) -> None:
     package = add(store, "one")
     folder = project(store, tmp_path / "one", package)
