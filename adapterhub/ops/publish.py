@@ -16,6 +16,7 @@ from adapterhub.errors import (
     AdapterHubError,
     IntegrityError,
     InvalidFileError,
+    LocalIOError,
     NetworkError,
     UnsatisfiedError,
     UsageError,
@@ -236,13 +237,14 @@ def publish(plan: PublishPlan, *, progress: Progress = SILENT) -> Published:
 
     Raises:
         UnsatisfiedError: somebody published that version with other bytes meanwhile. IntegrityError: the files changed
-            since they were validated, or the registry gives back something else. NetworkError: no answer.
+            since they were validated, or the registry gives back something else. NetworkError: no answer. LocalIOError: no
+            room for what is read back.
     """
     done = plan.registry.publish(plan.package, plan.ref.name, progress=progress)
     try:
         _read_back(plan, entirely=done.created, progress=progress)
-    except NetworkError as error:
-        raise NetworkError(
+    except (NetworkError, LocalIOError) as error:
+        raise type(error)(
             f"{plan.ref} is published, and could not be read back: {error.message}",
             where=error.where,
             hint=f"see that it installs: adapt install {plan.ref}",

@@ -8,6 +8,8 @@ import pytest
 
 from tests.cli.shelf import Shelf
 from tests.factory import tiny_llama
+from tests.hub.fixtures import HubClient
+from tests.hub.server import Hub
 
 HEAVY = {"torch", "transformers", "peft", "numpy", "huggingface_hub", "jsonschema", "rich"}
 
@@ -50,6 +52,26 @@ def test_exit_codes(adapt: Shelf) -> None:
     weights = adapt.folder / folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     assert adapt("publish", folder, "--to", "acme/legal2", "--registry", "registry") == 3
+
+
+def test_the_hub_is_where_names_go_by_default(
+    adapt: Shelf, hub: Hub, hub_client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(adapt.build("legal", "1.2.0"))
+    words = ("publish", folder, "--to", "acme/legal")
+    assert adapt(*words, "--dry-run") == 6
+    assert "adapt login" in adapt.err
+    monkeypatch.setenv("HF_TOKEN", hub.add_user("alice", organizations=("acme",)).token)
+    assert adapt(*words, "--dry-run") == 0, adapt.err
+    assert hub.seen("POST") == []
+    assert adapt(*words) == 0, adapt.err
+    assert adapt.err.splitlines()[-2:] == [
+        f"published acme/legal@1.2.0 to {hub.endpoint}/acme/legal/tree/v1.2.0",
+        "install it with: adapt install acme/legal@1.2.0",
+    ]
+    assert adapt("install", "acme/legal") == 0, adapt.err
+    assert adapt("yank", "acme/legal@1.2.0", "--reason", "leaks names") == 0, adapt.err
+    assert "leaks names" in hub.repo("acme/legal").head.files["adapter_index.json"].content.decode()
 
 
 def test_the_registry_of_the_environment_is_taken(adapt: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
