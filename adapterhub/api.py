@@ -9,27 +9,38 @@ CLI's `--dry-run`, is `ops.VERB.plan_VERB`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.environment import find_environment
 from adapterhub.ops import base as _base
 from adapterhub.ops import build as _build
+from adapterhub.ops import export as _export
+from adapterhub.ops import gc as _gc
+from adapterhub.ops import import_ as _import
+from adapterhub.ops import info as _info
 from adapterhub.ops import install as _install
 from adapterhub.ops import list as _list
 from adapterhub.ops import lock as _lock
 from adapterhub.ops import merge as _merge
+from adapterhub.ops import outdated as _outdated
 from adapterhub.ops import publish as _publish
 from adapterhub.ops import run as _run
+from adapterhub.ops import search as _search
 from adapterhub.ops import show as _show
 from adapterhub.ops import sync as _sync
 from adapterhub.ops import uninstall as _uninstall
 from adapterhub.ops import update as _update
+from adapterhub.ops import verify as _verify
+from adapterhub.ops import yank as _yank
 from adapterhub.ops.load import load
 from adapterhub.ops.validate import validate
 from adapterhub.progress import SILENT, Progress
+from adapterhub.registry import Query
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import Generation
+from adapterhub.store.collect import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from adapterhub.registry.base import Published
@@ -38,36 +49,50 @@ if TYPE_CHECKING:
 __all__ = [
     "add_base",
     "build",
+    "export_packages",
+    "gc",
+    "import_packages",
+    "info",
     "install",
     "list_adapters",
     "load",
     "lock",
     "merge",
+    "outdated",
     "publish",
     "run",
+    "search",
     "show",
     "sync",
     "uninstall",
     "update",
     "validate",
+    "verify",
+    "yank",
 ]
 
 
 def add_base(
     name: str,
-    source: str | Path,
+    source: str | Path | None = None,
     *,
     derived_from: str | None = None,
     settings: Settings | None = None,
     progress: Progress = SILENT,
 ) -> _base.AddedBase:
-    """Make a base model known under a name: a folder in place, or a GGUF file or wheel converted.
+    """Make a base model known under a name: a folder in place, a GGUF file or wheel converted, `hub:org/model` fetched.
+
+    Without a source the name itself is looked for on the Hub.
 
     Raises:
         UsageError: the name is taken by another base. InvalidFileError, IntegrityError: no usable base model.
     """
     return _base.add_base(
-        name, str(source), settings=settings or read_settings(), derived_from=derived_from, progress=progress
+        name,
+        None if source is None else str(source),
+        settings=settings or read_settings(),
+        derived_from=derived_from,
+        progress=progress,
     )
 
 
@@ -268,3 +293,136 @@ def merge(
         Path(out), stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=settings, cwd=cwd
     )
     return _merge.merge(plan, progress=progress)
+
+
+def search(
+    text: str | None = None,
+    *,
+    domain: str | None = None,
+    language: str | None = None,
+    base: str | None = None,
+    task: str | None = None,
+    method: str | None = None,
+    limit: int = 30,
+    registry: str | None = None,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+) -> tuple[_search.Hit, ...]:
+    """Search the registries of a project, or the given one; every part that is given must hold.
+
+    Raises:
+        UsageError: no such task or method. NetworkError: no registry gave an answer.
+    """
+    query = Query(text=text, domain=domain, language=language, base=base, task=task, method=method, limit=limit)
+    environment = find_environment(cwd, settings)
+    return _search.search_packages(query, environment=environment, registry=registry, cwd=cwd).hits
+
+
+def info(
+    word: str, *, registry: str | None = None, settings: Settings | None = None, cwd: Path | None = None
+) -> _info.Info:
+    """Return what a registry knows of `org/name`, `org/name@1.2.0` or `org/name#REV`; nothing is installed.
+
+    Raises:
+        UnsatisfiedError: there is no such package or version.
+    """
+    return _info.package_info(word, environment=find_environment(cwd, settings), registry=registry, cwd=cwd)
+
+
+def outdated(
+    *, settings: Settings | None = None, cwd: Path | None = None, progress: Progress = SILENT
+) -> tuple[_outdated.Row, ...]:
+    """Return every locked package with the newest version that adapters.yaml allows, and the newest of all.
+
+    Raises:
+        NetworkError: a registry gives no answer.
+    """
+    return _outdated.find_outdated(find_environment(cwd, settings), progress=progress)
+
+
+def yank(
+    ref: str,
+    reason: str = "",
+    *,
+    undo: bool = False,
+    registry: str | None = None,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+) -> _yank.Yanked:
+    """Mark `org/name@1.2.0` as not to be chosen any more, or take that back.
+
+    Raises:
+        UnsatisfiedError: there is no such version. AuthorizationError: the token may not write there.
+    """
+    plan = _yank.plan_yank(
+        ref,
+        environment=find_environment(cwd, settings),
+        reason=None if undo else reason,
+        undo=undo,
+        registry=registry,
+        cwd=cwd,
+    )
+    return _yank.yank(plan)
+
+
+def verify(
+    *,
+    fix: bool = False,
+    everything: bool = False,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> _verify.Verification:
+    """Hash every byte of what is locked; fix: bring back what is damaged or missing; everything: the whole store.
+
+    Raises:
+        InvalidFileError: a lockfile cannot be read.
+    """
+    environment = find_environment(cwd, settings)
+    return _verify.verify(environment, everything=everything, fix=fix, progress=progress)
+
+
+def gc(
+    *, grace: timedelta = DEFAULT_GRACE, settings: Settings | None = None, progress: Progress = SILENT
+) -> _gc.Collected:
+    """Remove from the store what no lockfile names and nobody touched within the grace.
+
+    Raises:
+        InvalidFileError: a lockfile that the store serves cannot be read; nothing is removed.
+    """
+    return _gc.gc(_gc.plan_gc(settings=settings or read_settings(), grace=grace), progress=progress)
+
+
+def export_packages(
+    out: str | Path,
+    *words: str,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Pack what is locked, or some of it, into a folder or a .tar for a machine without a network.
+
+    Raises:
+        UnsatisfiedError: a word is not locked, or the store lacks a package.
+    """
+    plan = _export.plan_export(Path(out), words, environment=find_environment(cwd, settings))
+    return _export.export(plan, progress=progress)
+
+
+def import_packages(
+    source: str | Path,
+    *,
+    into: str | Path | None = None,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> _import.ImportPlan:
+    """Take in what `export_packages` packed, every byte verified; into: a folder that becomes a project with it.
+
+    Raises:
+        IntegrityError: the bundle's bytes are not what its manifests say; no package of it counts.
+    """
+    place = None if into is None else Path(into)
+    plan = _import.plan_import(Path(source), environment=find_environment(cwd, settings), into=place)
+    _import.import_bundle(plan, progress=progress)
+    return plan

@@ -10,6 +10,7 @@ import click
 
 from adapterhub.catalog.checks import CHECKS
 from adapterhub.catalog.families import FAMILIES
+from adapterhub.catalog.licence_checks import LICENCE_CHECKS
 from adapterhub.catalog.methods import METHODS
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console
@@ -96,7 +97,12 @@ def _errors_page() -> str:
         "What `adapt validate` looks at. A warning never changes the exit code; a check that could not be made reads "
         "“not checked”, which is never a pass.\n",
     ]
-    for check in CHECKS.values():
+    licences = "What `publish` holds a package's licence against. It is a table, no legal advice; " + (
+        "`--acknowledge-licence` lets an error pass.\n"
+    )
+    for check in (*CHECKS.values(), *LICENCE_CHECKS.values()):
+        if check is next(iter(LICENCE_CHECKS.values())):
+            parts += ["## Licences\n", licences]
         outcome = f"error, exit {int(check.exit_code)}" if check.severity is Severity.ERROR else check.severity.value
         parts.append(f"### {check.code}: {check.title}\n")
         parts.append(f"{check.why} *({outcome})* What to do: {check.hint}.\n")
