@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import console, options
 
 
-@click.command("yank", epilog='Example:  adapt yank acme/legal-lora@1.2.0 --reason "trained on the wrong rows"')
+@click.command("yank", epilog='Example:  adapt yank acme/legal-lora@1.2.0 --reason "wrong rows"')
 @click.argument("version", metavar="ORG/NAME@VERSION")
 @click.option("--reason", metavar="TEXT", help="Why nobody should choose it; shown to whoever has it locked.")
 @click.option("--undo", is_flag=True, help="Let it be chosen again.")

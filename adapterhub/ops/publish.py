@@ -237,8 +237,8 @@ def publish(plan: PublishPlan, *, progress: Progress = SILENT) -> Published:
 
     Raises:
         UnsatisfiedError: somebody published that version with other bytes meanwhile. IntegrityError: the files changed
-            since they were validated, or the registry gives back something else. NetworkError: no answer. LocalIOError: no
-            room for what is read back.
+            since they were validated, or the registry gives back something else. NetworkError: no answer.
+            LocalIOError: there is no room for what is read back.
     """
     done = plan.registry.publish(plan.package, plan.ref.name, progress=progress)
     try:
