@@ -359,6 +359,18 @@ def test_a_killed_or_interrupted_download_is_gone_on_with_by_the_next_process(
     assert store.has_blob(ENTRY) and kept(store) == []
 
 
+def test_processes_that_fetch_the_same_file_all_succeed(hub: Hub, store: Store, tmp_path: Path) -> None:
+    hub.add_repo(NAME, {FILE: WHOLE})
+    folder_of(store).mkdir(parents=True)
+    (folder_of(store) / f"{ENTRY.digest.hex}.part").write_bytes(WHOLE[:1_500_000])
+    hub.faults.add(Stall(seconds=1, after=1_000_000), path=CDN, times=None)
+    with child(hub, store, tmp_path) as one, child(hub, store, tmp_path) as two, child(hub, store, tmp_path) as three:
+        ended = [process.communicate(timeout=60)[0] for process in (one, two, three)]
+    assert ended == ["whole\n"] * 3
+    assert sorted(asked(hub), key=str) == [None, None, "bytes=1500000-"]
+    assert store.has_blob(ENTRY) and kept(store) == []
+
+
 def weights(tmp_path: Path, *, metadata: int = 0, tensors: int = 1) -> bytes:
     path = tmp_path / "some.safetensors"
     specs = [TensorSpec(name=f"t{number}", dtype="F32", shape=(256, 256)) for number in range(tensors)]
@@ -383,6 +395,18 @@ def test_a_header_is_read_without_the_tensors(
     assert header.metadata["note"] == "x" * metadata
     asked_for = asked(hub)
     assert asked_for[0] == "bytes=0-65535" and len(asked_for) == (1 if metadata <= 60_000 else 2)
+
+
+def test_a_server_that_sends_all_of_it_is_cut_off_after_the_header(hub: Hub, client: HubClient, tmp_path: Path) -> None:
+    data = weights(tmp_path, metadata=100_000, tensors=8)
+    hub.store.put_files(hub.repo(NAME), {"h.safetensors": data})
+    hub.faults.add(IgnoreRange(), path=CDN, times=None)
+    # Whoever reads on waits for this.
+    hub.faults.add(Stall(seconds=20, after=1_000_000), path=CDN, times=None)
+    entry = FileEntry(path="h.safetensors", size=len(data), digest=Digest.of(data))
+    began = time.monotonic()
+    assert len(read_remote_header(client, source(hub, client, entry)).tensors) == 8
+    assert time.monotonic() - began < 10 and len(asked(hub)) == 2
 
 
 def test_a_lost_connection_asks_for_the_header_again(hub: Hub, client: HubClient, tmp_path: Path) -> None:
