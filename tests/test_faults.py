@@ -356,3 +356,23 @@ def test_a_signal_in_a_download_keeps_what_came(world: World, large: Path, numbe
 
 def _parts(home: Path) -> list[Path]:
     return [path for path in (home / "store" / "v1" / "partials").rglob("*") if path.is_file()]
+
+
+# Code
+
+
+def test_code_in_a_package_is_neither_fetched_nor_run(world: World, adapt: Adapt) -> None:
+    folder = world.publish("acme/legal")
+    (folder / "evil.py").write_text(f"open({str(world.root / 'owned')!r}, 'w')\n")
+    (folder / "__init__.py").write_text("import evil\n")
+    (folder / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
+    assert adapt("install", "acme/legal") == 0, adapt.err
+    for words in (("show", "legal"), ("validate", ".adapters/legal"), ("verify",), ("list",)):
+        assert adapt(*words) == 0, adapt.err
+    assert not (world.root / "owned").exists()
+    assert sorted(path.name for path in world.adapter("legal").iterdir() if path.name[0] != ".") == [
+        "adapter_config.json",
+        "adapter_manifest.json",
+        WEIGHTS,
+    ]
+    assert b"system" not in b"".join(files_below(world.settings.home).values())
