@@ -11,7 +11,7 @@ from adapterhub.ops import base
 from adapterhub.settings import read_settings
 
 
-@click.group("base")
+@click.group("base", epilog="Example:  adapt base add HuggingFaceTB/SmolLM2-135M-Instruct")
 def command() -> None:
     """Manage the base models that adapters are trained on."""
 

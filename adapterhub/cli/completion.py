@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import console
 
 
-@click.command("completion", epilog='For bash, in ~/.bashrc:  eval "$(adapt completion bash)"')
+@click.command("completion", epilog='Example, for bash in ~/.bashrc:  eval "$(adapt completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def command(shell: str) -> None:
     """Print the script that makes SHELL complete adapt's commands and options."""

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import console, options
 
 
-@click.command("list")
+@click.command("list", epilog="Example:  adapt list --json")
 @options.json_option
 def command(as_json: bool) -> None:
     """List the adapters of this project, and those of your own environment."""

@@ -7,7 +7,7 @@ import click
 from adapterhub.cli import completing, console, options
 
 
-@click.command("uninstall")
+@click.command("uninstall", epilog="Example:  adapt uninstall legal")
 @click.argument("adapter", metavar="ALIAS|ORG/NAME", shell_complete=completing.aliases)
 @options.dry_run_option
 @options.json_option

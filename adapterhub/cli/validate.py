@@ -10,7 +10,7 @@ from adapterhub.ops import validate
 from adapterhub.settings import read_settings
 
 
-@click.command("validate")
+@click.command("validate", epilog="Examples:  adapt validate ./my-lora --base tiny    adapt validate adapters.lock")
 @click.argument("package", metavar="PACKAGE")
 @options.base_option
 @click.option("--deep", is_flag=True, help="Read every weight too: NaN, infinity, a B that is all zero.")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from adapterhub.cli.docs import help_text, pages, write_pages
+from adapterhub.cli.main import cli
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -33,3 +36,17 @@ def test_every_command_has_its_help_on_the_page() -> None:
         assert help_text([name]) in page
     with pytest.raises(KeyError):
         help_text(["no-such-command"])
+
+
+def test_every_command_shows_an_example() -> None:
+    def walk(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield f"{path} {name}".strip(), command
+            if isinstance(command, click.Group):
+                yield from walk(command, f"{path} {name}".strip())
+
+    without = [path for path, command in walk(cli, "") if "Example" not in (command.epilog or "")]
+    assert without == []
