@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import os
 import signal
 import subprocess
@@ -257,9 +258,10 @@ def test_help_lists_only_commands_whose_file_exists(adapt: Adapt) -> None:
     shown = adapt("--help").stdout
     folder = Path(sys.modules["adapterhub.cli"].__path__[0])
     for row in COMMANDS:
-        exists = (folder / f"{row.name}.py").exists()
+        module = f"{row.name}_" if keyword.iskeyword(row.name) else row.name
+        exists = (folder / f"{module}.py").exists()
         assert (f"  {row.name} " in shown) is exists, row.name
-        assert row.target == f"adapterhub.cli.{row.name}:command"
+        assert row.target == f"adapterhub.cli.{module}:command"
 
 
 def test_every_listed_command_answers_help_and_tells_the_same_as_its_row(adapt: Adapt) -> None:
