@@ -214,7 +214,6 @@ class Download:
                 self._append(partial, source, task)
                 return
             except ConnectionLost:
-                self._check_stop()
                 failures = 1 if partial.size - before >= ENOUGH_BYTES else failures + 1
                 if failures >= RESUMED_IN_A_ROW:
                     raise
