@@ -25,6 +25,9 @@ _FICLONE = 0x40049409
 _CANNOT = frozenset(
     (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.EACCES)
 )
+# What making a folder and then using it answers when the folder is taken away in between.
+_VANISHED = (FileNotFoundError, FileExistsError)
+_ATTEMPTS = 50
 _REFUSED: dict[tuple[int, int], set[str]] = {}
 
 
@@ -91,9 +94,9 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def _opened_new(path: Path) -> BinaryIO:
     """Create a file, and the folders above it; another process may be taking empty folders away meanwhile."""
-    for _ in range(10):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+    for _ in range(_ATTEMPTS):
+        with suppress(*_VANISHED):
+            path.parent.mkdir(parents=True, exist_ok=True)
             return path.open("xb")
     return path.open("xb")
 
@@ -104,11 +107,11 @@ def move_into(source: Path, target: Path) -> bool:
     Raises:
         OSError: the disk said no.
     """
-    for _ in range(10):  # another process may be taking empty folders away meanwhile
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(_ATTEMPTS):  # another process may be taking empty folders away meanwhile
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             source.replace(target)
-        except FileNotFoundError:
+        except _VANISHED:
             if not os.path.lexists(source):
                 return False
         else:

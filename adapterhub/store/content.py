@@ -170,9 +170,8 @@ class Store:
     def add_manifest(self, data: bytes) -> Digest:
         """Keep a package's own manifest, byte for byte; return its digest."""
         digest = Digest.of(data)
-        path = self.manifest_path(digest)
-        if not path.is_file() or path.stat().st_size != len(data) or digest_file(path)[0] != digest:
-            write_atomic(path, data)
+        if self.manifest_bytes(digest) is None:
+            write_atomic(self.manifest_path(digest), data)
         return digest
 
     def manifest_bytes(self, digest: Digest) -> bytes | None:
@@ -191,7 +190,7 @@ class Store:
         if missing := self.missing(package.files):
             raise IntegrityError(f"{missing[0].path} is not in the store", where=str(package.ref))
         path, data = self.ref_path(package.ref, package.identity), canonical_json(package.to_data())
-        if not path.is_file() or path.read_bytes() != data:
+        if self._read(path) != data:
             write_atomic(path, data)
 
     def find(self, ref: PackageRef, identity: Digest) -> StoredPackage | None:
@@ -255,7 +254,7 @@ class Store:
 
     def _read(self, path: Path) -> bytes | None:
         """Return a small file of the store; None if there is none."""
-        for _ in range(2):
+        for _ in range(_ATTEMPTS):
             with local_io(path, "read the store"):
                 try:
                     return path.read_bytes()
@@ -266,19 +265,22 @@ class Store:
         return None
 
     def _brought_back(self, path: Path) -> bool:
-        """Take a file out of a sweep's trash again, where it lies there and nothing lies in its place."""
-        if os.path.lexists(path):
-            return False
-        try:
-            owners = sorted((self.root / TRASH_FOLDER).iterdir())
-        except OSError:
-            return False
-        for owner in owners:
-            aside = owner / path.relative_to(self.root)
-            # The sweep may be faster, and a store that may only be read stays as it is.
-            with suppress(OSError):
-                if aside.is_file() and move_into(aside, path):
-                    return True
+        """Say whether a file that was missing is there by now: taken out of a sweep's trash, or put back by it."""
+        for _ in range(_ATTEMPTS):
+            try:
+                owners = sorted((self.root / TRASH_FOLDER).iterdir())
+            except OSError:
+                owners = []
+            for owner in owners:
+                aside = owner / path.relative_to(self.root)
+                # The sweep may be faster, and a store that may only be read stays as it is.
+                with suppress(OSError):
+                    if aside.is_file() and move_into(aside, path):
+                        return True
+            if os.path.lexists(path):
+                return True
+            if not owners:
+                return False
         return False
 
     def put_files(self, package: StoredPackage, folder: Path) -> None:
