@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from adapterhub.errors import UsageError
+from adapterhub.errors import InvalidFileError, UsageError
 from adapterhub.spec._decode import Faults, Frozen, Reader, finite, freeze, kind_of
 
 ALL_LINEAR = "all-linear"
@@ -33,6 +34,10 @@ VARIANT_FIELDS = (
 
 T = TypeVar("T")
 _MAX_PATTERN = 4096
+# Seconds of processor time that one expression may try one module's name; it takes microseconds.
+_PATIENCE = 0.5
+_REPEATS = re.compile(r"[*+?{]")
+_STRAY_BRACE = re.compile(r"\{(?![0-9]+(,[0-9]*)?\}|,[0-9]+\})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +143,7 @@ class LoraSpec:
         if targets is None:
             return False
         if isinstance(targets, str):
-            return re.fullmatch(targets, module) is not None
+            return _match(targets, targets, module, whole=True) is not None
         if module in targets:
             return True  # a full path is meant as it stands: layers_to_transform does not narrow it
         return any(module.endswith(f".{name}") for name in targets) and self._in_layers(module)
@@ -147,11 +152,11 @@ class LoraSpec:
         """Say whether exclude_modules or modules_to_save keeps LoRA away from a module."""
         excluded = self.exclude_modules
         if isinstance(excluded, str):
-            if excluded and re.fullmatch(excluded, module):
+            if excluded and _match(excluded, excluded, module, whole=True):
                 return True
         elif excluded and (module in excluded or any(module.endswith(f".{name}") for name in excluded)):
             return True
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
+        return any(_match(name, rf"(^|.*\.){name}($|\..*)", module) for name in self.modules_to_save)
 
     def _in_layers(self, module: str) -> bool:
         wanted = self.layers_to_transform
@@ -159,7 +164,7 @@ class LoraSpec:
             return True
         if self.layers_pattern:
             names = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
-            tries = (re.match(rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\.", module) for name in names)
+            tries = (_match(name, rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\.", module) for name in names)
             found = next((match for match in tries if match), None)
         else:
             # The first number below a container is the layer, later ones are experts.
@@ -172,9 +177,42 @@ class LoraSpec:
 
 def _by_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _match(pattern, rf"(.*\.)?({pattern})$", module):
             return value
     return default
+
+
+def _match(given: str, expression: str, module: str, *, whole: bool = False) -> Any:
+    """Match an expression, which PEFT makes of a given one, with a module's path as `re` does, but not without end.
+
+    Expressions come from strangers, and some try every way to cut a name into pieces before they give up. `re` cannot
+    be stopped then; the `regex` library, which reads the same expressions, can.
+
+    Raises:
+        InvalidFileError: it takes longer than any honest expression.
+    """
+    try:
+        return _matcher(given, expression, whole)(module)
+    except TimeoutError as error:
+        raise InvalidFileError(
+            f"the expression {given[:80]!r} takes too long to match a module's name",
+            where="adapter_config.json",
+            hint="repeat no group that itself repeats: write (a|b)+ and not ((a|b)*)+",
+        ) from error
+
+
+@lru_cache(maxsize=8192)
+def _matcher(given: str, expression: str, whole: bool) -> Callable[[str], Any]:
+    if not _REPEATS.search(given):
+        plain = re.compile(expression)
+        return plain.fullmatch if whole else plain.match
+    import regex
+
+    try:
+        stoppable = regex.compile(expression)
+    except regex.error as error:
+        raise InvalidFileError(f"{given[:80]!r} is not a regular expression: {error}") from error
+    return partial(stoppable.fullmatch if whole else stoppable.match, timeout=_PATIENCE)
 
 
 def _read_init(r: Reader) -> bool | str | None:
@@ -213,6 +251,8 @@ def _check_expression(r: Reader, key: str, text: str) -> None:
         return
     try:
         re.compile(rf"(.*\.)?({text})$")
+        if _STRAY_BRACE.search(text):
+            r.fault(key, f"{text[:80]!r} holds a brace that repeats nothing")
     except (re.error, OverflowError, RecursionError) as error:
         r.fault(key, f"{text[:80]!r} is not a regular expression: {error}")
 

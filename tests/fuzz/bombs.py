@@ -80,6 +80,26 @@ BOMBS: dict[tuple[str, str], Callable[[], bytes]] = {
     ("adapter_config", "a nested expression"): lambda: json.dumps(
         {"peft_type": "LORA", "target_modules": "(" * 2000 + "a" + ")" * 2000}
     ).encode(),
+    **{
+        ("adapter_config", f"an expression that tries everything {number}"): (
+            lambda changes=changes: json.dumps({"peft_type": "LORA", **changes}).encode()
+        )
+        for number, changes in enumerate(
+            (
+                {"target_modules": "((a*)*)*(.*o.*)*[^j]*(.*o.*)*[!?]"},
+                {"target_modules": r"(([a-z_.0-9])+.)+[!?]"},
+                {"rank_pattern": {r"(([a-z_.0-9])+.)+[!?]": 4}},
+                {"alpha_pattern": {r"(.|[a-z]|[a-z._0-9])*[!?]": 4}},
+                {"exclude_modules": r"(.|[a-z]|[a-z._0-9])*[!?]", "target_modules": ["q_proj"]},
+                {"modules_to_save": [r"(.|[a-z]|[a-z._0-9])*[!?]"]},
+                {
+                    "target_modules": ["q_proj"],
+                    "layers_to_transform": [1],
+                    "layers_pattern": r"(.|[a-z]|[a-z._0-9])*[!?]",
+                },
+            )
+        )
+    },
     ("yaml", "laughs"): lambda: (
         "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
     ).encode(),

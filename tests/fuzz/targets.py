@@ -104,9 +104,9 @@ def _adapter_config(data: bytes) -> None:
         return
     hyperparameters_of(config)
     spec = LoraSpec.from_hyperparameters(config, where="fuzz")
-    for module in ("model.layers.0.self_attn.q_proj", "lm_head"):
+    for module in ("model.layers.0.self_attn.q_proj", "lm_head", "a" * 200):
         spec.matches(module)
-        spec.rank_of(module)
+        spec.scaling_of(module)
 
 
 def _safetensors(data: bytes) -> None:
