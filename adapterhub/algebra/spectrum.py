@@ -33,6 +33,8 @@ _Z_BOUND = 3.5
 _MAD_TO_SIGMA = 0.6745
 _MEAN_TO_SIGMA = 1.253314
 _FEWEST = 5
+# Few values lie close together by chance; what is not even twofold is nothing to look at.
+_FACTOR = 2.0
 # A share that float32 factors cannot tell from nothing: singular values a millionth of the largest.
 _ENERGY_SLACK = 1e-12
 
@@ -167,10 +169,10 @@ def _pieces(tensor: TensorInfo) -> Iterator[slice | None]:
 
 
 def outliers(values: Sequence[float]) -> tuple[float | None, ...]:
-    """Return, for each value, its modified z-score on a logarithmic scale where that is beyond ±3.5, else None.
+    """Return each value's modified z-score on a logarithmic scale if it is beyond ±3.5 and twofold, else None.
 
-    z = 0.6745·(ln x − median)/MAD; where MAD is 0 the mean absolute deviation times 1.2533 takes its place. Zeros, and
-    groups of fewer than five, have none.
+    z = 0.6745·(ln x − median)/MAD; where MAD is 0 the mean absolute deviation times 1.2533 takes its place. Values
+    within a factor of two of the median, zeros, and groups of fewer than five have none.
 
     Source: Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993.
     """
@@ -184,8 +186,12 @@ def outliers(values: Sequence[float]) -> tuple[float | None, ...]:
     # Rounding alone makes equal values differ by this much.
     if sigma < 1e-9:
         return (None,) * len(logs)
+    far = [value is not None and abs(value - middle) > math.log(_FACTOR) for value in logs]
     scores = [None if value is None else (value - middle) / sigma for value in logs]
-    return tuple(score if score is not None and abs(score) > _Z_BOUND else None for score in scores)
+    return tuple(
+        score if score is not None and is_far and abs(score) > _Z_BOUND else None
+        for score, is_far in zip(scores, far, strict=True)
+    )
 
 
 def _median(ordered: Sequence[float]) -> float:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from adapterhub.errors import AdapterHubError
     from adapterhub.spec.plans import Plan
     from adapterhub.spec.report import Report
@@ -173,6 +175,37 @@ def _draw_table(headers: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     Console(no_color=not _has_color(sys.stdout), highlight=False).print(table)
+
+
+def print_shaded(rows: Sequence[Sequence[tuple[str, tuple[int, int, int] | None]]]) -> None:
+    """Write rows of cells to stdout, each a text and the colour of its ground; on a coloured ground the text is blank.
+
+    Where a terminal has fewer than 256 colours the texts are written, which have to say what the grounds would.
+    """
+    lines = [[(one_line(text), ground) for text, ground in row] for row in rows]
+    if _has_color(sys.stdout):
+        from rich.console import Console
+
+        console = Console(highlight=False)
+        if console.color_system in ("256", "truecolor", "windows"):
+            _draw_shaded(console, lines)
+            return
+    write("".join("".join(text for text, _ in line).rstrip() + "\n" for line in lines))
+
+
+def _draw_shaded(console: Console, lines: Sequence[Sequence[tuple[str, tuple[int, int, int] | None]]]) -> None:
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
+    for line in lines:
+        drawn = Text(no_wrap=True, overflow="ignore")
+        for text, ground in line:
+            if ground is None:
+                drawn.append(text)
+            else:
+                drawn.append(" " * len(text), Style(bgcolor=Color.from_rgb(*ground)))
+        console.print(drawn, crop=False)
 
 
 def print_plan(plan: Plan, *, as_json: bool = False) -> None:

@@ -150,3 +150,9 @@ def test_norms_of_stored_tensors_read_in_pieces(tmp_path: Path, dtype: str, monk
         gap = float(np.linalg.norm(first[name].astype(np.float64) - second[name]))
         found = spectrum.tensor_distance(tmp_path / "one", one.tensors[name], tmp_path / "two", two.tensors[name])
         assert found == pytest.approx(gap, rel=1e-12)
+
+
+def test_what_is_not_twofold_is_no_outlier() -> None:
+    close = [1.0, 1.001, 0.999, 1.002, 0.998, 1.0005]
+    assert spectrum.outliers([*close, 1.9])[-1] is None
+    assert spectrum.outliers([*close, 2.1])[-1] is not None

@@ -173,3 +173,20 @@ def test_nothing_else_prints() -> None:
             if code.lstrip().startswith("print(") or "click.echo(" in code or "sys.stdout.write" in code:
                 offenders.append(f"{path.relative_to(package)}:{number}")
     assert offenders == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "colored"),
+    [
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+        ({"TERM": "xterm", "COLORTERM": ""}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_shades_are_grounds_where_there_are_colours_else_texts(environment: dict[str, str], colored: bool) -> None:
+    code = "from adapterhub.cli import console; console.print_shaded([[('q\\x1b[2J', None), ('@@', (220, 30, 30))]])"
+    shown = on_terminal(code, **environment)
+    assert shown.startswith(r"q\x1b[2J") and "\x1b[2J" not in shown
+    assert ("@@" in shown) is not colored
+    assert ("\x1b[48;5;160m  \x1b[0m" in shown) is colored
