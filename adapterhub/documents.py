@@ -57,8 +57,10 @@ def _nearby(path: Path) -> str | None:
     return f"did you mean {folder / near}?" if near else "check the path"
 
 
-def parse_json(data: bytes, *, where: str) -> object:
+def parse_json(data: bytes, *, where: str, halves: bool = False) -> object:
     """Read JSON strictly: UTF-8, no half surrogate pairs, no duplicate keys, no NaN, at most MAX_DEPTH levels.
+
+    halves: let half surrogate pairs pass, which vocabularies of byte-level tokenizers hold.
 
     Raises:
         InvalidFileError: it is not that; the message names line and column where it can.
@@ -73,7 +75,7 @@ def parse_json(data: bytes, *, where: str) -> object:
         raise InvalidFileError("is nested too deeply", where=where) from error
     except ValueError as error:
         raise InvalidFileError(str(error), where=where) from error
-    _check_values(value, where)
+    _check_values(value, where, halves=halves)
     return value
 
 
@@ -88,19 +90,20 @@ def _no_constant(text: str) -> float:
     raise ValueError(f"{text} is not JSON")
 
 
-def _check_values(value: object, where: str) -> None:
+def _check_values(value: object, where: str, *, halves: bool = False) -> None:
     level: list[object] = [value]
     for _ in range(MAX_DEPTH):
         deeper: list[object] = []
         for item in level:
             if isinstance(item, dict):
                 deeper.extend(item.values())
-                for key in item:
+                for key in item if not halves else ():
                     _check_text(key, where)
             elif isinstance(item, list):
                 deeper.extend(item)
             elif isinstance(item, str):
-                _check_text(item, where)
+                if not halves:
+                    _check_text(item, where)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise InvalidFileError("holds a number that is too large", where=where)
         if not deeper:
@@ -118,9 +121,9 @@ def _check_text(text: str, where: str) -> None:
             raise InvalidFileError("holds half a surrogate pair, which is no character", where=where) from error
 
 
-def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> object:
+def read_json(path: Path, *, limit: int = MAX_JSON_BYTES, halves: bool = False) -> object:
     """Read a JSON file; see parse_json."""
-    return parse_json(read_bytes(path, limit=limit), where=str(path))
+    return parse_json(read_bytes(path, limit=limit), where=str(path), halves=halves)
 
 
 def parse_yaml(data: bytes, *, where: str) -> object:

@@ -129,7 +129,7 @@ def read_config(folder: Path) -> Mapping[str, object]:
     """
     path = folder / CONFIG_FILE
     try:
-        value = read_json(path)
+        value = read_json(path, halves=True)
     except UnsatisfiedError as error:
         raise InvalidFileError(
             f"has no {CONFIG_FILE}, so it is no base model's folder",
@@ -154,7 +154,7 @@ def tokenizer_digest(folder: Path) -> Digest | None:
     """
     path = folder / TOKENIZER_FILE
     if path.is_file():
-        return _json_digest("tokenizer", _canonical_tokenizer(read_json(path)))
+        return _json_digest("tokenizer", _canonical_tokenizer(read_json(path, halves=True)))
     found: dict[str, object] = {}
     for name in VOCABULARY_FILES:
         if (folder / name).is_file():
@@ -204,7 +204,7 @@ def _template_files(folder: Path) -> dict[str, str]:
 def _written_templates(folder: Path) -> dict[str, str]:
     for name in (OLD_TEMPLATE_FILE, TOKENIZER_CONFIG_FILE):
         path = folder / name
-        value = read_json(path) if path.is_file() else None
+        value = read_json(path, halves=True) if path.is_file() else None
         written = value.get("chat_template") if isinstance(value, dict) else None
         if isinstance(written, str):
             return {"default": _template(written)}
