@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 @click.command("verify", epilog="Example:  adapt verify --fix")
 @click.option("--fix", is_flag=True, help="Fetch again what is missing or damaged; changed files are kept aside.")
 @click.option("--all", "everything", is_flag=True, help="Look at the whole store, and at every folder that uses it.")
+@options.dry_run_option
 @options.json_option
-def command(fix: bool, everything: bool, as_json: bool) -> ExitCode:
+def command(fix: bool, everything: bool, dry_run: bool, as_json: bool) -> ExitCode:
     """Compare every byte of what is locked here with its digest, in the store and where it is installed.
 
     Without --fix nothing is changed and no connection is opened. Exit code 3 means that something is damaged, changed
@@ -28,11 +29,13 @@ def command(fix: bool, everything: bool, as_json: bool) -> ExitCode:
     from adapterhub.ops.verify import verify
 
     with open_progress() as progress:
-        found = verify(find_environment(), everything=everything, fix=fix, progress=progress)
+        found = verify(find_environment(), everything=everything, fix=fix and not dry_run, progress=progress)
     if as_json:
         console.print_json(found.to_data())
     else:
         _tell(found)
+    if fix and dry_run and found.faults:
+        console.say(f"nothing was done (--dry-run): --fix would see to {len(found.faults)} faults")
     return found.exit_code
 
 

@@ -129,7 +129,7 @@ def read_config(folder: Path) -> Mapping[str, object]:
     """
     path = folder / CONFIG_FILE
     try:
-        value = read_json(path, halves=True)
+        value = read_json(path)
     except UnsatisfiedError as error:
         raise InvalidFileError(
             f"has no {CONFIG_FILE}, so it is no base model's folder",

@@ -179,7 +179,7 @@ def check_folder(folder: Path) -> CheckedFolder:
     config = read_config(folder)
     read: dict[Path, object] = {folder / CONFIG_FILE: config}
     if (folder / TOKENIZER_CONFIG_FILE).is_file():
-        read[folder / TOKENIZER_CONFIG_FILE] = read_json(folder / TOKENIZER_CONFIG_FILE)
+        read[folder / TOKENIZER_CONFIG_FILE] = read_json(folder / TOKENIZER_CONFIG_FILE, halves=True)
     for path, value in read.items():
         refuse_code(value, where=str(path))
     checkpoint = open_checkpoint(folder)

@@ -35,6 +35,9 @@ def test_verify_tells_each_fault_with_its_path_and_mends_it(adapt: Shelf) -> Non
     assert adapt("verify", "--json") == 3
     assert {fault["what"] for fault in adapt.data["faults"]} == {"missing", "changed"}
     assert adapt.data["ok"] is False
+    assert adapt("verify", "--fix", "--dry-run") == 3
+    assert "nothing was done (--dry-run)" in adapt.err
+    assert config.read_text() == "\x1b[2J"
     assert adapt("verify", "--fix") == 0
     assert "fixed: " in adapt.err
     assert adapt("verify", "--all", "--json") == 0
