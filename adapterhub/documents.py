@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io, write_atomic
 from adapterhub.spec._decode import repeated, suggest
+from adapterhub.spec.digest import canonical_json
 
 if TYPE_CHECKING:
     from adapterhub.spec.lockfile import Lockfile
@@ -350,20 +351,31 @@ def write_lockfile(folder: Path, lock: Lockfile) -> None:
 
 def write_project(folder: Path, project: Project) -> None:
     """Write a folder's adapters.yaml, keeping the comments and the order of the one that is there."""
+    from adapterhub.spec.project import PROJECT_FILE
+
+    _rewrite_yaml(folder / PROJECT_FILE, project.to_data(), version_key="project_version")
+
+
+def write_recipe_data(path: Path, data: Mapping[str, object]) -> None:
+    """Write a recipe's plain data over the file it came from, keeping the comments and the order of a YAML file."""
+    if path.suffix == ".json":
+        write_atomic(path, canonical_json(data))
+    else:
+        _rewrite_yaml(path, data, version_key="recipe_version")
+
+
+def _rewrite_yaml(path: Path, data: Mapping[str, object], *, version_key: str) -> None:
     import io
 
     from ruamel.yaml import YAML
 
-    from adapterhub.spec.project import PROJECT_FILE
-
     yaml: Any = YAML(typ="rt")
     yaml.width = 120
     yaml.preserve_quotes = True
-    path, data = folder / PROJECT_FILE, project.to_data()
     document = yaml.load(path.read_text("utf-8")) if path.is_file() else {}
     _merge(document if document is not None else {}, data)
     stream = io.BytesIO()
-    yaml.dump(_quoted(document or data), stream)
+    yaml.dump(_quoted(document or data, version_key), stream)
     write_atomic(path, stream.getvalue())
 
 
@@ -392,7 +404,7 @@ def edit_card(text: str, edit: Callable[[Mapping[str, Any]], Mapping[str, object
     yaml.preserve_quotes = True
     stream = io.BytesIO()
     try:
-        header = (yaml.load(found[1].replace("\r\n", "\n")) if found else None) or {}
+        header = (_load_header(yaml, found[1].replace("\r\n", "\n")) if found else None) or {}
         if not isinstance(header, Mapping):
             raise InvalidFileError("the header is no YAML mapping", where=where)
         for key, value in edit(header).items():
@@ -407,6 +419,17 @@ def edit_card(text: str, edit: Callable[[Mapping[str, Any]], Mapping[str, object
     except (YAMLError, ValueError, RecursionError) as error:
         raise InvalidFileError(f"the header is no YAML: {error}", where=where) from error
     return f"---\n{stream.getvalue().decode()}---\n{text[found.end() :] if found else text}"
+
+
+def _load_header(yaml: Any, text: str) -> Any:
+    """Read a header with its comments; ruamel.yaml's constructors fail in ways of their own on malformed tags."""
+    import warnings
+
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return yaml.load(text)
+    except (TypeError, AttributeError, OverflowError, IndexError, KeyError, AssertionError) as error:
+        raise ValueError(f"{type(error).__name__} in a tag, key or escape") from error
 
 
 def _plain_for_all(value: object) -> object:
@@ -433,9 +456,9 @@ def _merge(old: Any, new: Mapping[str, Any]) -> None:
             old[key] = value
 
 
-def _quoted(document: Any) -> Any:
+def _quoted(document: Any, key: str) -> Any:
     """Quote the format's version, which YAML would otherwise read as a number."""
     from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-    document["project_version"] = DoubleQuotedScalarString(document["project_version"])
+    document[key] = DoubleQuotedScalarString(document[key])
     return document

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from adapterhub.documents import parse_json, parse_yaml
+from adapterhub.documents import edit_card, parse_json, parse_yaml
 from adapterhub.errors import AdapterHubError
 from adapterhub.package import hyperparameters_of
 from adapterhub.spec._decode import freeze
@@ -39,7 +39,7 @@ class _Value(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One reader of bytes. syntax: how its inputs are written (`json`, `yaml`, `safetensors`)."""
+    """One reader of bytes. syntax: how its inputs are written (`json`, `yaml`, `card`, `safetensors`)."""
 
     name: str
     syntax: str
@@ -109,6 +109,12 @@ def _adapter_config(data: bytes) -> None:
         spec.scaling_of(module)
 
 
+def _card(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    edited = edit_card(text, lambda header: {"license": "mit"}, where="fuzz.md")
+    edit_card(edited, lambda header: {"license": header["license"]}, where="fuzz.md")
+
+
 def _safetensors(data: bytes) -> None:
     header = parse_header(data, file_size=len(data), file="fuzz.safetensors")
     covered = sum(tensor.nbytes for tensor in header.tensors.values())
@@ -134,6 +140,7 @@ TARGETS: dict[str, Target] = {
             run=_document(parse_json, lambda data: StoredPackage.from_data(data, where="fuzz")),
         ),
         Target(name="adapter_config", syntax="json", run=_adapter_config),
+        Target(name="card", syntax="card", run=_card),
         Target(name="safetensors", syntax="safetensors", run=_safetensors),
     )
 }
@@ -143,6 +150,8 @@ TARGETS: dict[str, Target] = {
 def _seeds(name: str) -> tuple[bytes, ...]:
     if name == "safetensors":
         return (safetensors_file(), safetensors_file('{"__metadata__":{"format":"pt"}}'), safetensors_file("{}"))
+    if name == "card":
+        return (b"---\nlicense: apache-2.0\ntags: [lora, 'no']  # ours\nlanguage: en\n---\n# Legal\n", _CARD)
     if name == "adapter_config":
         return (_CONFIG, b'{"peft_type": "LORA", "r": 4}')
     if name == "store_ref":
@@ -172,6 +181,16 @@ def safetensors_file(header: str | None = None, body: bytes | None = None) -> by
     return len(raw).to_bytes(8, "little") + raw + (body or b"")
 
 
+_CARD = b"""---
+a: 2026-01-31T10:00:00Z
+b: {c: &x [0b11, 1_000], d: *x}
+<<: {e: .inf}
+f: !!set {a, b}
+g: !!omap [a: 1]
+? h
+: !!binary aGVsbG8=
+---
+"""
 _CONFIG = b"""{"peft_type": "LORA", "r": 8, "lora_alpha": 16.0, "bias": "none", "target_modules": ["q_proj", "v_proj"],
 "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"^model.layers.0": 2}, "layers_to_transform": [0, 1],
 "layers_pattern": "layers", "modules_to_save": ["lm_head"], "use_rslora": false, "use_dora": false,

@@ -129,6 +129,8 @@ FOUND = [
     ("project", b'project_version: "1.0"\nstacks: {a: "%s"}' % (b"a," * 3000), "longer than 4096"),
     ("adapter_config", b'{"peft_type": "LORA", "target_modules": "x{e<=2}"}', "a brace that repeats nothing"),
     ("adapter_config", b'{"peft_type": "LORA", "target_modules": "(.|[a-z]|[a-z._0-9])*[!?]"}', "takes too long"),
+    ("card", b"---\na: !!set x\n---\n", "the header is no YAML"),
+    ("card", b'---\na: "\\UFFFFFFFF"\n---\n', "the header is no YAML"),
     ("yaml", b"[" + b"0," * 26_000 + b"0]", "more than 25000 values"),
 ]
 
