@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import re
 import socket
 import time
@@ -35,7 +36,7 @@ from adapterhub.spec.digest import Digest
 CONNECT_SECONDS = 10.0
 """How long a connection may take."""
 STALL_SECONDS = 30.0
-"""How long a server may send nothing."""
+"""How long a server may send nothing, unless HF_HUB_DOWNLOAD_TIMEOUT says otherwise."""
 TRIES = 3
 """How often a request is made at most."""
 MAX_WAIT_SECONDS = 60.0
@@ -292,7 +293,7 @@ class HubClient:
                 "GET",
                 url,
                 headers={**self._headers(), "accept-encoding": "identity", **headers},
-                timeout=http.Timeout(STALL_SECONDS, connect=CONNECT_SECONDS, pool=None),
+                timeout=http.Timeout(_patience(), connect=CONNECT_SECONDS, pool=None),
             )
             pause = 2.0**attempt
             try:
@@ -411,6 +412,14 @@ def _limit_waiting(session: Any) -> None:
     hooks = session.event_hooks
     if _set_limits not in hooks["request"]:
         session.event_hooks = {**hooks, "request": [*hooks["request"], _set_limits]}
+
+
+def _patience() -> float:
+    """Return for how many seconds a server may send nothing: HF_HUB_DOWNLOAD_TIMEOUT where it is set, as for `hf`."""
+    try:
+        return max(1.0, float(os.environ["HF_HUB_DOWNLOAD_TIMEOUT"]))
+    except (KeyError, ValueError):
+        return STALL_SECONDS
 
 
 def _set_limits(request: Any) -> None:

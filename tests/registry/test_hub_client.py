@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -248,6 +249,16 @@ def test_an_answer_that_breaks_off_is_a_network_error(
     with pytest.raises(NetworkError) as caught:
         client.refs(NAME)
     assert caught.value.hint
+
+
+def test_how_long_a_server_may_be_silent_is_what_hf_takes_too(
+    hub: Hub, client: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    hub.faults.add(Stall(seconds=20, after=20), path="*/refs", times=1)
+    began = time.monotonic()
+    assert client.refs(NAME).head == hub.repo(NAME).head.oid
+    assert time.monotonic() - began < 10
 
 
 def test_what_the_library_asks_does_not_wait_forever_either(
