@@ -81,6 +81,44 @@ def measure(module: ModuleDelta) -> Measured:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Two changes of one module: their norms, ⟨ΔW₁, ΔW₂⟩, and ‖ΔW₂ − ΔW₁‖."""
+
+    norm: float
+    other_norm: float
+    inner: float
+    distance: float
+
+    @property
+    def cosine(self) -> float | None:
+        """⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖), None where one is zero."""
+        both = self.norm * self.other_norm
+        return max(-1.0, min(1.0, self.inner / both)) if both else None
+
+
+def compare_changes(one: ModuleDelta, other: ModuleDelta) -> Compared | None:
+    """Read two changes of one module, of one shape, and compare them; None where a factor holds NaN or infinity.
+
+    Raises:
+        IntegrityError, LocalIOError: a file cannot be read, or changed.
+    """
+    import numpy as np
+
+    try:
+        first, second = one.load(), other.load()
+    except IncompatibleError:
+        return None
+    # The difference is itself of low rank: [B₂, −B₁]·[A₂; A₁]. Subtracting squared norms would lose half the digits.
+    apart = singular_values(np.vstack([second.a, first.a]), np.hstack([second.b, -first.b]))
+    return Compared(
+        norm=float(np.linalg.norm(singular_values(first.a, first.b))),
+        other_norm=float(np.linalg.norm(singular_values(second.a, second.b))),
+        inner=inner_product(first.a, first.b, second.a, second.b),
+        distance=float(np.linalg.norm(apart)),
+    )
+
+
 def singular_values(a: Matrix, b: Matrix) -> NDArray[np.float64]:
     """Return the singular values of b·a, descending, (min(r, out, in),); a is (r, in), b is (out, r).
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import completing, console, options
+from adapterhub.cli._spans import span
 from adapterhub.cli.progress import open_progress
 from adapterhub.files import write_atomic
 from adapterhub.ops import inspect
@@ -86,21 +87,12 @@ def _kind_row(kind: str, members: Sequence[inspect.ModuleFacts]) -> tuple[str, .
     return (
         kind,
         str(len(members)),
-        _span([module.rank for module in members], "{:.0f}"),
-        _span([module.norm for module in members], "{:.3g}"),
-        _span([module.relative for module in members], "{:.2%}"),
-        _span([module.effective_rank for module in members], "{:.1f}"),
-        _span([module.energy_rank for module in members], "{:.0f}"),
+        span([module.rank for module in members], "{:.0f}"),
+        span([module.norm for module in members], "{:.3g}"),
+        span([module.relative for module in members], "{:.2%}"),
+        span([module.effective_rank for module in members], "{:.1f}"),
+        span([module.energy_rank for module in members], "{:.0f}"),
     )
-
-
-def _span(values: Sequence[float | None], form: str) -> str:
-    """Return the smallest and the largest of the values that are known."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    low, high = form.format(min(known)), form.format(max(known))
-    return low if low == high else f"{low}–{high}"
 
 
 def _shaded(heat: HeatMap) -> list[list[Cell]]:

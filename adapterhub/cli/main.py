@@ -84,6 +84,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("list", "adapterhub.cli.list:command", "Use", "List the installed adapters."),
     Row("show", "adapterhub.cli.show:command", "Use", "Show what a package is."),
     Row("inspect", "adapterhub.cli.inspect:command", "Use", "Show what an adapter changes, module by module."),
+    Row("diff", "adapterhub.cli.diff:command", "Use", "Compare two adapters: facts, settings and weights."),
     Row("tree", "adapterhub.cli.tree:command", "Use", "Show which package brought which."),
     Row("why", "adapterhub.cli.why:command", "Use", "Tell why a package is installed."),
     Row("run", "adapterhub.cli.run:command", "Use", "Generate text with a stack of adapters."),

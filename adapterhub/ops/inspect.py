@@ -17,7 +17,7 @@ from adapterhub.fingerprints import Verdict, compare, read_config
 from adapterhub.ops._heat_map import HeatMap, Place, heat_map, places_of
 from adapterhub.ops._numeric import limit_threads
 from adapterhub.ops.validate import find_folder
-from adapterhub.package import Package, open_package
+from adapterhub.package import Package, check_payload, open_package
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 
@@ -197,7 +197,7 @@ def inspect(
     except IncompatibleError as error:
         hint = f"its files and settings alone: adapt show {package}"
         raise IncompatibleError(error.message, where=error.where, details=error.details, hint=hint) from error
-    notes = list(opened.notes)
+    notes = list(notes_on(opened))
     record = _base(opened, base, settings, notes) if read_base else None
     binding = _bound(delta, record, base is not None, notes)
     modules = _modules(delta, progress)
@@ -229,6 +229,13 @@ def refuse_stack(package: Package) -> None:
         raise IncompatibleError(
             "is a stack, which has no weights of its own", where=str(package.path), hint=f"name a member: {members}"
         )
+
+
+def notes_on(package: Package) -> tuple[str, ...]:
+    """Return how a package was read, and whether its files are those of its manifest."""
+    changed = [finding.where for finding in check_payload(package)]
+    told = (f"not what the manifest says: {', '.join(changed)} (adapt validate tells more)",) if changed else ()
+    return (*package.notes, *told)
 
 
 def _base(package: Package, given: str | None, settings: Settings, notes: list[str]) -> BaseRecord | None:

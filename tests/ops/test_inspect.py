@@ -98,6 +98,7 @@ def test_idle_broken_and_outlying_modules_are_named(adapter: Path, base: Path, s
 
     edit_tensors(adapter / "adapter_model.safetensors", spoil)
     found = inspect(adapter, settings=settings)
+    assert any("not what the manifest says: adapter_model.safetensors" in note for note in found.notes)
     told = "\n".join(found.warnings)
     assert "NaN or infinite values in model.layers.3.self_attn.q_proj" in told
     assert "no change at all in model.layers.2.self_attn.q_proj" in told
