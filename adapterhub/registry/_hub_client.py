@@ -241,8 +241,7 @@ class HubClient:
         """
         doing = f"read {path}"
         try:
-            with self.stream(self.file_url(name, commit, path), doing=doing, where=name) as answer:
-                data = _read_at_most(answer, limit)
+            answer, data = self._body(self.file_url(name, commit, path), doing, name, limit)
         except _Absent:
             return None
         if len(data) > limit:
@@ -323,17 +322,31 @@ class HubClient:
 
     def _json(self, url: str, doing: str, where: str) -> Any:
         """Return an answer's JSON."""
-        with self.stream(url, doing=doing, where=where) as answer:
-            data = _read_at_most(answer, MAX_ANSWER_BYTES)
-            if len(data) > MAX_ANSWER_BYTES:
-                raise _odd(doing, where)
+        _, data = self._body(url, doing, where, MAX_ANSWER_BYTES)
+        if len(data) > MAX_ANSWER_BYTES:
+            raise _odd(doing, where)
+        with self.guarded(doing, where):
             return json.loads(data)
+
+    def _body(self, url: str, doing: str, where: str, limit: int) -> tuple[Any, bytes]:
+        """Return an answer and its body, at most a chunk past `limit`; one that broke off is asked for again."""
+        for attempt in range(TRIES):
+            begun = False
+            try:
+                with self.stream(url, doing=doing, where=where) as answer:
+                    begun = True
+                    return answer, _read_at_most(answer, limit)
+            except ConnectionLost:
+                if not begun or attempt == TRIES - 1:
+                    raise
+        raise AssertionError("the last try returns or raises")
 
     def _page(self, url: str, doing: str, where: str) -> tuple[Any, str | None]:
         """Return one page of a list and the address of the next, which has to be this Hub's."""
-        with self.stream(url, doing=doing, where=where) as answer:
-            data = json.loads(_read_at_most(answer, MAX_ANSWER_BYTES))
-            following = answer.links.get("next", {}).get("url")
+        answer, body = self._body(url, doing, where, MAX_ANSWER_BYTES)
+        with self.guarded(doing, where):
+            data = json.loads(body)
+        following = answer.links.get("next", {}).get("url")
         if not isinstance(data, list) or (following and urlsplit(following)[:2] != urlsplit(url)[:2]):
             raise _odd(doing, where)
         return data, following
