@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.rows import Row
 from adapterhub.errors import BuildError, InvalidFileError
-from adapterhub.spec.recipe import DataSpec
+from adapterhub.spec.data import DataSpec
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def encode_rows(
         raise InvalidFileError(
             "the base model's tokenizer has no chat template, so chat messages mean nothing to it",
             where=first,
-            hint="use an instruct base, or rows with prompt and completion",
+            hint="use an instruct base, or rows with prompt and completion (data.template makes them of any columns)",
         )
     kept, truncated, dropped = [], [], []
     for example, row in zip(_encode(rows, tokenizer, spec), rows, strict=True):
@@ -108,15 +108,15 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec: DataS
     stops = _stop_ids(tokenizer)
     for start in range(0, len(rows), _CHUNK_ROWS):
         chunk = rows[start : start + _CHUNK_ROWS]
-        chats = {row.place: chat for row in chunk if row.messages and (chat := _render_chat(row, tokenizer, spec))}
-        if any(row.messages and row.place not in chats for row in chunk):
+        chats = [_render_chat(row, tokenizer, spec) if row.messages else None for row in chunk]
+        if any(row.messages and chat is None for row, chat in zip(chunk, chats, strict=True)):
             raise _cannot_render(rows[start:], tokenizer, spec)
-        texts = list(dict.fromkeys(text for chat in chats.values() for text in chat.texts))
+        texts = list(dict.fromkeys(text for chat in chats if chat is not None for text in chat.texts))
         ids = tokenizer(texts, add_special_tokens=False).input_ids if texts else []
         tokens = dict(zip(texts, ids, strict=True))
-        for row in chunk:
-            if row.messages:
-                yield _encode_chat(row, chats[row.place], tokens, tokenizer, stops)
+        for row, chat in zip(chunk, chats, strict=True):
+            if chat is not None:
+                yield _encode_chat(row, chat, tokens, tokenizer, stops)
             else:
                 yield _encode_text(row, tokenizer, spec)
 

@@ -1,35 +1,35 @@
-"""Training rows out of JSONL files: read and checked line by line, every malformed row named, without torch.
+"""Training rows out of files: every row checked and every malformed one named, before training and without torch.
 
-A row is one JSON object of one of three shapes:
+A row is of one of these shapes, told by its columns or by the recipe (`data.format`):
 
-    {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
-    {"prompt": "…", "completion": "…"}
-    {"text": "…"}
+    messages           {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}
+    sharegpt           {"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}
+    prompt_completion  {"prompt": "…", "completion": "…"}
+    alpaca             {"instruction": "…", "input": "…", "output": "…"}
+    text               {"text": "…"}
 
-Other columns are left alone. The shapes are those of TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats).
+or of any columns, of which the recipe's template makes texts. Other columns are left alone. The shapes are those of
+TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), of ShareGPT's conversations and of Stanford
+Alpaca's instructions (https://github.com/tatsu-lab/stanford_alpaca).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from adapterhub.documents import parse_json
-from adapterhub.errors import InvalidFileError, UnsatisfiedError
-from adapterhub.files import local_io
+from adapterhub.engine.row_files import read_records
+from adapterhub.errors import InvalidFileError
 from adapterhub.spec._decode import kind_of
+from adapterhub.spec.data import OPTIONAL_COLUMNS, SHAPES, DataSpec, SourceSpec, template_parts
 from adapterhub.spec.digest import Digest
-from adapterhub.spec.recipe import DataSpec
 
 ROLES = ("system", "user", "assistant")
-COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-MAX_ROW_BYTES = 16 << 20
+# ShareGPT's words for who speaks.
+_SPEAKERS: Mapping[str, str] = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
+MAX_LISTED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,28 +68,92 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFile:
-    """The rows of one file; digest: of its bytes."""
+    """The rows of one file. digest: of its bytes. weight: how often each is seen in one pass."""
 
     name: str
     digest: Digest
     rows: tuple[Row, ...]
+    weight: float = 1.0
 
 
-def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowFile, RowFile | None]:
-    """Read and check the training file and, where the recipe names one, the evaluation file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSet:
+    """The rows of the files that `train` or `eval` names, in their order."""
+
+    files: tuple[RowFile, ...]
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """All rows, each once."""
+        return tuple(row for file in self.files for row in file.rows)
+
+
+@dataclass(slots=True)
+class _Faults:
+    """What is wrong with the rows: the first MAX_LISTED, and how many there are."""
+
+    listed: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, fault: str) -> None:
+        self.count += 1
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(fault)
+
+    def raise_if_any(self, where: str) -> None:
+        if self.count == 1:
+            raise InvalidFileError(self.listed[0])
+        if self.count:
+            more = [f"… and {self.count - len(self.listed)} more"] if self.count > len(self.listed) else []
+            raise InvalidFileError(f"{self.count} malformed rows", where=where, details=(*self.listed, *more))
+
+
+def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowSet, RowSet | None]:
+    """Read and check the training files and, where the recipe names some, the evaluation files.
 
     Raises:
-        InvalidFileError: rows are malformed; every one of both files is named by file and line.
-        UnsatisfiedError: a file is not there. LocalIOError: it cannot be read.
+        InvalidFileError: rows are malformed; those of all files are named by file and line, the first MAX_LISTED.
+        UnsatisfiedError: a file is not there, or cannot be read with what is installed. UsageError: it is a folder.
+        LocalIOError: it cannot be read.
     """
-    faults: list[str] = []
-    train = _read_file(folder, spec.train, spec, faults)
-    held_out = None if spec.eval is None else _read_file(folder, spec.eval, spec, faults)
-    if len(faults) == 1:
-        raise InvalidFileError(faults[0])
-    if faults:
-        raise InvalidFileError(f"{len(faults)} malformed rows", where=str(folder), details=tuple(faults))
-    return train, held_out
+    faults = _Faults()
+    train, held_out = (
+        tuple(_read_file(folder, source, spec, faults) for source in spec.sources(given))
+        for given in (spec.train, spec.eval)
+    )
+    faults.raise_if_any(str(folder))
+    return RowSet(files=train), RowSet(files=held_out) if spec.eval is not None else None
+
+
+def choose_rows(
+    train: RowSet, held_out: RowSet | None, spec: DataSpec, seed: int
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Return the rows of one pass over the training data, and those held out.
+
+    A file's weight counts how often its rows are seen: twice for 2, a third of them for 1/3, chosen by a hash of seed
+    and place. Held-out rows are taken away first, and are each there once.
+
+    Raises:
+        InvalidFileError: none can be held out, or a weight leaves no row.
+    """
+    kept, measured = train.rows, () if held_out is None else held_out.rows
+    if held_out is None:
+        kept, measured = split_rows(train.rows, spec.eval_split, seed if spec.split_seed is None else spec.split_seed)
+    left, rows = {id(row) for row in kept}, []
+    for file in train.files:
+        rows += _weighted([row for row in file.rows if id(row) in left], file.weight, seed)
+    if not rows:
+        raise InvalidFileError("the weights leave no row to train on", where="data.train", hint="raise them")
+    return tuple(rows), measured
+
+
+def _weighted(rows: list[Row], weight: float, seed: int) -> list[Row]:
+    whole, part = divmod(weight, 1.0)
+    if not part:
+        return rows * int(whole)
+    keys = {id(row): hashlib.sha256(f"{seed}\0{row.place}".encode()).digest() for row in rows}
+    chosen = {id(row) for row in sorted(rows, key=lambda row: keys[id(row)])[: round(part * len(rows))]}
+    return rows * int(whole) + [row for row in rows if id(row) in chosen]
 
 
 def split_rows(rows: Sequence[Row], share: float, seed: int) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -124,99 +188,149 @@ def shared_rows(train: Iterable[Row], held_out: Iterable[Row]) -> tuple[str, ...
     return tuple(row.place for row in held_out if row.content in seen)
 
 
-def _read_file(folder: Path, name: str, spec: DataSpec, faults: list[str]) -> RowFile:
-    path = folder / name
-    if not path.is_file():
-        raise UnsatisfiedError("no such file of rows", where=str(path))
-    state, rows, found = hashlib.sha256(), [], len(faults)
-    with local_io(path, "read the rows"), path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            state.update(line)
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            place = f"{name}:{number}"
-            outcome = _read_row(line, place, spec)
-            if isinstance(outcome, Row):
-                rows.append(outcome)
-            else:
-                faults.extend(f"{place}: {fault}" for fault in outcome)
-    if not rows and len(faults) == found:
-        faults.append(f"{name}: holds no rows")
-    return RowFile(name=name, digest=Digest(state.hexdigest()), rows=tuple(rows))
+def _read_file(folder: Path, source: SourceSpec, spec: DataSpec, faults: _Faults) -> RowFile:
+    state, rows, found = hashlib.sha256(), [], faults.count
+    for place, data in read_records(folder, source, state):
+        outcome = [data] if isinstance(data, str) else read_row(data, place, source, train_on=spec.train_on)
+        if isinstance(outcome, Row):
+            rows.append(outcome)
+        else:
+            for fault in outcome:
+                faults.add(f"{place}: {fault}")
+    if not rows and faults.count == found:
+        faults.add(f"{source.path}: holds no rows")
+    return RowFile(name=source.path, digest=Digest(state.hexdigest()), rows=tuple(rows), weight=source.weight)
 
 
-def _read_row(line: bytes, place: str, spec: DataSpec) -> Row | list[str]:
-    """Return the row of one line, or what is wrong with it."""
-    if len(line) > MAX_ROW_BYTES:
-        return [f"is longer than {MAX_ROW_BYTES} bytes"]
-    try:
-        data = parse_json(line, where=place, halves=True)  # told by field below
-    except InvalidFileError as error:
-        return [f"is not JSON: {error.message}"]
-    if not isinstance(data, Mapping):
-        return [f'expected an object such as {{"messages": […]}}, found {kind_of(data)}']
-    shape, faults = _shape(data, spec.format)
-    if shape == "messages":
-        return _read_messages(data["messages"], place, spec)
-    texts = [data[column] for column in COLUMNS[shape]] if shape else []
-    for column, value in zip(COLUMNS.get(shape, ()), texts, strict=True):
-        faults += _text_faults(value, column, empty=column == "prompt")
+def read_row(data: Mapping[str, object], place: str, source: SourceSpec, *, train_on: str) -> Row | list[str]:
+    """Return the row of one record, or what is wrong with it."""
+    if source.columns:
+        missing = [column for column in source.columns.values() if column not in data]
+        if missing:
+            return [f"has no {column!r} (data.columns); its columns: {_shown_keys(data)}" for column in missing]
+        taken = {*source.columns.values(), *source.columns}
+        renamed = {ours: data[theirs] for ours, theirs in source.columns.items()}
+        data = {**{name: value for name, value in data.items() if name not in taken}, **renamed}
+    if source.template:
+        return _fill_template(source.template, data, place)
+    shape, faults = _shape(data, source.format or "auto")
+    if not shape:
+        return faults
+    if shape in ("messages", "sharegpt"):
+        return _read_messages(data, shape, place, train_on)
+    texts = {column: data[column] for column in SHAPES[shape]}
+    texts |= {name: data[name] for name in OPTIONAL_COLUMNS.get(shape, ()) if data.get(name) is not None}
+    for column, value in texts.items():
+        faults += _text_faults(value, column, empty=column in ("prompt", "input", "system"))
+    if shape == "alpaca" and data.get("history"):
+        faults.append("history: is not read; write the turns as messages")
     if faults:
         return faults
-    if shape == "text":
-        return Row(place=place, text=str(texts[0]))
-    return Row(place=place, prompt=str(texts[0]), text=str(texts[1]))
+    found = {column: str(value) for column, value in texts.items()}
+    if shape == "alpaca":
+        asked = "\n\n".join(text for text in (found["instruction"], found.get("input", "")) if text.strip())
+        return _chat(place, found.get("system", ""), asked, found["output"])
+    return Row(place=place, prompt=found.get("prompt", ""), text=found.get("completion", found.get("text", "")))
+
+
+def _chat(place: str, system: str, user: str, assistant: str) -> Row:
+    turns = [Message(role="system", content=system)] if system.strip() else []
+    turns += [Message(role="user", content=user), Message(role="assistant", content=assistant)]
+    return Row(place=place, messages=tuple(turns))
+
+
+def _fill_template(template: Mapping[str, str], data: Mapping[str, object], place: str) -> Row | list[str]:
+    """Return the row that a template makes of columns: texts as they are, numbers as JSON writes them, null as none."""
+    faults: dict[str, None] = {}
+    texts = {}
+    for part, form in template.items():
+        pieces = []
+        for literal, column in template_parts(form):
+            pieces.append(literal)
+            if column is None:
+                continue
+            value = data.get(column)
+            if column not in data:
+                faults[f"has no {column!r} (data.template); its columns: {_shown_keys(data)}"] = None
+            elif isinstance(value, str):
+                faults |= dict.fromkeys(_text_faults(value, column, empty=True))
+                pieces.append(value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                pieces.append(repr(value))
+            elif value is not None:
+                faults[f"{column}: expected text or a number, found {kind_of(value)}"] = None
+        texts[part] = "".join(pieces)
+        if not faults and not texts[part].strip() and part not in ("prompt", "system"):
+            faults[f"the template's {part} is empty"] = None
+    if faults:
+        return list(faults)
+    if "assistant" in texts:
+        return _chat(place, texts.get("system", ""), texts["user"], texts["assistant"])
+    return Row(place=place, prompt=texts.get("prompt", ""), text=texts.get("completion", texts.get("text", "")))
 
 
 def _shape(data: Mapping[str, object], wanted: str) -> tuple[str, list[str]]:
     """Return which of the shapes a row has, by the recipe or by its columns, and what speaks against it."""
     if wanted != "auto":
-        missing = [column for column in COLUMNS[wanted] if column not in data]
+        missing = [column for column in SHAPES[wanted] if column not in data]
         return ("", [f"has no {column!r} (data.format is {wanted})" for column in missing]) if missing else (wanted, [])
-    found = [shape for shape, columns in COLUMNS.items() if all(column in data for column in columns)]
+    found = [shape for shape, columns in SHAPES.items() if all(column in data for column in columns)]
     if len(found) == 1:
         return found[0], []
     if found:
         return "", [f"could be {' or '.join(found)}: say which with data.format"]
-    for column, other in (("prompt", "completion"), ("completion", "prompt")):
-        if column in data:
-            return "", [f"has {column!r} but no {other!r}"]
-    return "", [f"has none of 'messages', 'prompt' with 'completion', 'text'; its columns: {_shown_keys(data)}"]
+    for columns in SHAPES.values():
+        for column in columns:
+            if column in data:
+                lacking = next(name for name in columns if name not in data)
+                return "", [f"has {column!r} but no {lacking!r}"]
+    known = ", ".join(" with ".join(repr(column) for column in columns) for columns in SHAPES.values())
+    return "", [f"has none of {known} (data.columns, data.template); its columns: {_shown_keys(data)}"]
 
 
 def _shown_keys(data: Mapping[str, object]) -> str:
     return ", ".join(repr(key)[:40] for key in list(data)[:8]) or "none"
 
 
-def _read_messages(value: object, place: str, spec: DataSpec) -> Row | list[str]:
+def _read_messages(data: Mapping[str, object], shape: str, place: str, train_on: str) -> Row | list[str]:
+    column = SHAPES[shape][0]
+    value, faults = data[column], list[str]()
     if not isinstance(value, list) or not value:
-        return [f"messages: expected a list of turns, found {'an empty one' if value == [] else kind_of(value)}"]
-    faults: list[str] = []
+        return [f"{column}: expected a list of turns, found {'an empty one' if value == [] else kind_of(value)}"]
     turns: list[Message] = []
+    system = data.get("system") if shape == "sharegpt" else None
+    if system is not None:
+        faults += _text_faults(system, "system", empty=True)
+        turns += [Message(role="system", content=system)] if isinstance(system, str) and system.strip() else []
+    # Data sets mix the two names of the column with the two ways to write a turn.
+    names = ("from", "value") if any(isinstance(item, Mapping) and "from" in item for item in value) else None
+    speaker, says = names or ("role", "content")
     for index, item in enumerate(value):
-        field = f"messages[{index}]"
+        place_of = f"{column}[{index}]"
         if not isinstance(item, Mapping):
-            faults.append(f"{field}: expected an object with role and content, found {kind_of(item)}")
+            faults.append(f"{place_of}: expected an object with {speaker} and {says}, found {kind_of(item)}")
             continue
-        role, content = item.get("role"), item.get("content")
-        if role not in ROLES:
-            faults.append(f"{field}.role: expected one of {', '.join(ROLES)}, found {role!r:.60}")
+        role, content = item.get(speaker), item.get(says)
+        known: Mapping[str, str] = _SPEAKERS if names else {name: name for name in ROLES}
+        if not isinstance(role, str) or role not in known:
+            faults.append(f"{place_of}.{speaker}: expected one of {', '.join(known)}, found {role!r:.60}")
         # Anything else in a turn (tool calls, names, weights) changes what is learned: refused rather than dropped.
-        faults += [f"{field}.{key}: is not read yet; remove it" for key in item if key not in ("role", "content")]
-        faults += _text_faults(content, f"{field}.content", empty=role != "assistant")
-        turns.append(Message(role=str(role), content=str(content)))
-    if not faults and spec.train_on == "assistant" and all(turn.role != "assistant" for turn in turns):
-        faults.append("messages: no turn of the assistant to learn from")
+        # Null says nothing: Parquet fills every turn up with the columns that another one has.
+        other = [key for key in item if key not in (speaker, says) and item[key] is not None]
+        faults += [f"{place_of}.{key}: is not read yet; remove it" for key in other]
+        role = known.get(role, "") if isinstance(role, str) else ""
+        faults += _text_faults(content, f"{place_of}.{says}", empty=role != "assistant")
+        turns.append(Message(role=role, content=str(content)))
+    if not faults and train_on == "assistant" and all(turn.role != "assistant" for turn in turns):
+        faults.append(f"{column}: no turn of the assistant to learn from")
     return faults or Row(place=place, messages=tuple(turns))
 
 
-def _text_faults(value: object, field: str, *, empty: bool) -> list[str]:
+def _text_faults(value: object, name: str, *, empty: bool) -> list[str]:
     if not isinstance(value, str):
-        return [f"{field}: expected text, found {kind_of(value)}"]
+        return [f"{name}: expected text, found {kind_of(value)}"]
     if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        return [f"{field}: holds half of a surrogate pair, which is no character"]
+        return [f"{name}: holds half of a surrogate pair, which is no character"]
     if not empty and not value.strip():
-        return [f"{field}: is empty"]
+        return [f"{name}: is empty"]
     return []

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases import BaseRecord, BaseStore
-from adapterhub.engine.rows import Row, read_row_files, shared_rows, split_rows
+from adapterhub.engine.rows import Row, shared_rows
 from adapterhub.errors import LocalIOError, UnsatisfiedError
 from adapterhub.files import new_folder
 from adapterhub.ops._base_hub import is_at_revision
@@ -19,9 +19,10 @@ from adapterhub.ops._build_plan import BuildPlan, RowCounts
 from adapterhub.ops._estimate import BaseShape, read_base_shape, trainable_parameters, training_memory
 from adapterhub.ops._package import Trained, write_package
 from adapterhub.ops._recipes import fill_hyperparameters, read_recipe_with, refuse_unsupported
+from adapterhub.ops._rows import read_rows
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
-from adapterhub.spec.manifest import TRAINING_LOG_FILE, DataSource, Manifest
+from adapterhub.spec.manifest import TRAINING_LOG_FILE, Manifest
 from adapterhub.spec.plans import Step
 from adapterhub.spec.recipe import Recipe
 from adapterhub.spec.report import Report
@@ -156,7 +157,7 @@ def _prepare(
     refuse_unsupported(recipe, where)
     out = out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"
     _require_free(out)
-    train, held_out, data = _read_rows(path.parent, recipe)
+    train, held_out, data = read_rows(path.parent, recipe)
     base = _find_base(recipe, settings, where)
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
     shape = read_base_shape(base.path, base.ref.model_type)
@@ -233,19 +234,6 @@ def _find_base(recipe: Recipe, settings: Settings, where: str) -> BaseRecord:
             f"#{recipe.base_revision}`; or write base_model: {recipe.base_model}",
         )
     return record
-
-
-def _read_rows(folder: Path, recipe: Recipe) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[DataSource, ...]]:
-    """Return the rows to train on, those held out, and the files they came from."""
-    train_file, eval_file = read_row_files(folder, recipe.data)
-    if eval_file is None:
-        train, held_out = split_rows(train_file.rows, recipe.data.eval_split, recipe.training.seed)
-    else:
-        train, held_out = train_file.rows, eval_file.rows
-    if recipe.evaluation.max_rows is not None:
-        held_out = held_out[: recipe.evaluation.max_rows]
-    files = [train_file, *([eval_file] if eval_file else [])]
-    return train, held_out, tuple(DataSource(name=f.name, digest=f.digest, rows=len(f.rows)) for f in files)
 
 
 def _row_warnings(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from adapterhub.documents import read_document, write_project
+from adapterhub.documents import read_document, read_yaml, write_project, write_recipe_data
 from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError
 from adapterhub.files import write_atomic
 from adapterhub.spec.lockfile import LOCK_FILE, Lockfile
-from adapterhub.spec.migrations import Migration, steps_from
+from adapterhub.spec.migrations import Migration, migrated, steps_from
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.project import PROJECT_FILE, Project
 
@@ -145,6 +145,14 @@ def _write_project(path: Path, value: object) -> None:
     write_project(path.parent, value)
 
 
+def _write_recipe(path: Path, value: object) -> None:
+    """Write what the steps make of the file, not the value: a recipe says little, and the value every default."""
+    del value
+    data = read_yaml(path)  # JSON is YAML
+    assert isinstance(data, dict)
+    write_recipe_data(path, migrated(data, "recipe_version"))
+
+
 VERSION_KEYS: Mapping[str, str] = MappingProxyType(
     {
         "recipe": "recipe_version",
@@ -157,5 +165,5 @@ VERSION_KEYS: Mapping[str, str] = MappingProxyType(
 )
 # One for each kind that has steps and is not FIXED; a test holds the two together.
 WRITERS: Mapping[str, Callable[[Path, object], None]] = MappingProxyType(
-    {"lockfile": _write_lock, "project": _write_project}
+    {"lockfile": _write_lock, "project": _write_project, "recipe": _write_recipe}
 )

@@ -37,8 +37,27 @@ def _lock_1_1(data: Mapping[str, object]) -> dict[str, object]:
     return {**data, "entries": told}
 
 
+_TOLD_BY_NAME = (".csv", ".tsv", ".tab", ".parquet", ".txt", ".text", ".md")
+
+
+def _recipe_1_1(data: Mapping[str, object]) -> dict[str, object]:
+    """1.1 tells what a file of rows is by its name; before it all were JSONL, whatever their names."""
+    rows = data.get("data")
+    if not isinstance(rows, Mapping):
+        return dict(data)
+    told = {
+        key: {"path": value, "type": "jsonl"}
+        for key, value in rows.items()
+        if key in ("train", "eval") and isinstance(value, str) and value.lower().endswith(_TOLD_BY_NAME)
+    }
+    return {**data, "data": {**rows, **told}}
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(key="lock_version", before="1.0", after="1.1", says="entries say what stacks require", change=_lock_1_1),
+    Migration(
+        key="recipe_version", before="1.0", after="1.1", says="rows out of more kinds of files", change=_recipe_1_1
+    ),
 )
 
 

@@ -10,49 +10,15 @@ from packaging.version import Version
 
 from adapterhub.spec._decode import Faults, Frozen, Reader, thaw
 from adapterhub.spec.base_model import parse_base
-from adapterhub.spec.digest import Digest, canonical_json, check_relative_path
+from adapterhub.spec.data import DataSpec
+from adapterhub.spec.digest import Digest, canonical_json
 from adapterhub.spec.manifest import WORD_PATTERN
 from adapterhub.spec.quantization import DTYPES, Quantization
 from adapterhub.spec.refs import check_part, parse_version
 
-RECIPE_VERSION = "1.0"
-DATA_FORMATS = ("auto", "messages", "prompt_completion", "text")
-TRAIN_ON = ("assistant", "all")
+RECIPE_VERSION = "1.1"
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSpec:
-    """Which rows to train on and how to read them.
-
-    train, eval: JSONL files relative to the recipe. eval_split: the share of the training rows held out when no eval
-    file is given, 0 for none. format: what a row looks like; `auto` reads its columns. train_on: which tokens carry
-    labels, the assistant's (its turn's end included) or all. max_length: tokens a row is cut at.
-    """
-
-    train: str
-    eval: str | None = None
-    eval_split: float = 0.1
-    format: str = "auto"
-    train_on: str = "assistant"
-    max_length: int = 1024
-
-    @classmethod
-    def read(cls, r: Reader) -> DataSpec:
-        """Read the mapping of a recipe."""
-        value = cls(
-            train=r.parse("train", check_relative_path),
-            eval=r.optional_parse("eval", check_relative_path),
-            eval_split=r.number("eval_split", 0.1, minimum=0.0, maximum=0.9),
-            format=r.string("format", "auto", choices=DATA_FORMATS),
-            train_on=r.string("train_on", "assistant", choices=TRAIN_ON),
-            max_length=r.integer("max_length", 1024, minimum=8, maximum=1 << 20),
-        )
-        if "eval_split" in r and value.eval is not None:
-            r.fault("eval_split", "is for when data.eval is not given; leave one of the two out")
-        r.finish()
-        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,20 +176,22 @@ class Recipe:
             "method": self.method,
             "hyperparameters": thaw(self.hyperparameters),
             "task": self.task,
-            "data": {name: getattr(self.data, name) for name in _fields(self.data) if self._said(name)},
+            "data": self.data.to_data(),
             "training": {name: getattr(training, name) for name in _fields(training)},
             "quantization": self.quantization.to_data() if self.quantization else None,
             "evaluation": {name: getattr(evaluation, name) for name in _fields(evaluation)},
             "extra": thaw(self.extra),
         }
 
-    def _said(self, name: str) -> bool:
-        return name != "eval_split" or self.data.eval is None
-
     @property
     def digest(self) -> Digest:
-        """The digest of the recipe's meaning: comments, order and spelled-out defaults do not change it."""
-        return Digest.of(canonical_json(self.to_data()))
+        """The digest of the recipe's meaning: comments, order and spelled-out defaults do not change it.
+
+        It is taken in the oldest format that can say the same, so that a newer adapterhub gives the digest an older one
+        wrote into manifests.
+        """
+        version = "1.0" if self.data.is_first_form else RECIPE_VERSION
+        return Digest.of(canonical_json({**self.to_data(), "recipe_version": version}))
 
 
 def _fields(value: object) -> tuple[str, ...]:

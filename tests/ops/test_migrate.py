@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapterhub.cli.main import main
-from adapterhub.documents import read_lockfile
+from adapterhub.documents import read_lockfile, read_recipe, read_yaml
 from adapterhub.environment import find_environment
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.ops.migrate import FIXED, MigratePlan, migrate, plan_migrate
@@ -73,6 +73,25 @@ def test_comments_of_a_project_stay(project: Path, settings: Settings, monkeypat
     assert 'project_version: "1.0"' in text
     assert "# the one that counsel signed off" in text and "# pinned by its branch" in text
     assert "team" not in text
+
+
+def test_a_recipe_is_rewritten_as_it_was_written(settings: Settings, tmp_path: Path) -> None:
+    """Its files of rows were JSONL whatever their names; what it does not say stays unsaid, comments stay."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text((EXAMPLES / "recipe-1.0.yaml").read_text().replace("heldout.jsonl", "heldout.csv  # odd name"))
+    before = read_recipe(path)
+    migrate(planned(tmp_path, settings, path))
+    text = path.read_text()
+    assert 'recipe_version: "1.1"' in text and "# A recipe as a person wrote it" in text
+    assert "quantization" not in text and "heldout.csv" in text
+    assert read_recipe(path) == before
+    assert [source.file_type for source in before.data.sources(before.data.eval)] == ["jsonl"]
+    assert before.digest != read_recipe(EXAMPLES / "recipe-1.0.yaml").digest
+    assert not planned(tmp_path, settings, path).changes
+    other = tmp_path / "recipe.json"
+    other.write_text(json.dumps(read_yaml(EXAMPLES / "recipe-1.0.yaml")))
+    migrate(planned(tmp_path, settings, other))
+    assert json.loads(other.read_text())["recipe_version"] == "1.1"
 
 
 @pytest.mark.parametrize("kind", sorted(FIXED))

@@ -118,9 +118,9 @@ def test_no_version_rises_without_a_kept_example_and_a_step() -> None:
 def test_the_check_sees_a_version_that_rose() -> None:
     present = constants()
     assert set(present) >= {row.constant for row in FORMATS}
-    assert unkept({**present, "spec.recipe.RECIPE_VERSION": "1.1"}) == [
-        "spec.recipe.RECIPE_VERSION: no example of 1.1",
-        "spec.recipe.RECIPE_VERSION: no steps from 1.0 to 1.1",
+    assert unkept({**present, "spec.recipe.RECIPE_VERSION": "1.9"}) == [
+        "spec.recipe.RECIPE_VERSION: no example of 1.9",
+        "spec.recipe.RECIPE_VERSION: no steps from 1.0 to 1.9",
     ]
     assert unkept({"spec.new.NEW_VERSION": "1.0"}) == ["spec.new.NEW_VERSION: no row in FORMATS"]
     assert unkept({"store.leases.LEASE_VERSION": "1.0"}) == []
@@ -162,6 +162,18 @@ def test_lockfile_1_0_had_adapters_alone() -> None:
     assert new.canonical_bytes() == (EXAMPLES / "lockfile-1.1.json").read_bytes()
     assert old.base == new.base
     assert old.to_data()["lock_version"] == LOCK_VERSION
+
+
+def test_recipe_1_0_read_every_file_as_jsonl() -> None:
+    data = read(EXAMPLES / "recipe-1.0.yaml")
+    plain = Recipe.from_data(data)
+    assert plain.digest == Recipe.from_data({**data, "recipe_version": "1.1"}).digest
+    # As adapterhub 0.1 took it, when 1.0 was the present version: manifests hold such digests.
+    assert str(plain.digest) == "sha256:bfd3dae9c46f6720904a9f0facaa97adcfe84a0b0454816f4806695d303aed8d"
+    named = {**data, "data": {"train": "rows.txt", "eval": "rows.JSON"}}
+    spec = Recipe.from_data(named).data
+    assert [source.file_type for source in (*spec.sources(spec.train), *spec.sources(spec.eval))] == ["jsonl", "json"]
+    assert Recipe.from_data({**named, "recipe_version": "1.1"}).data.train == "rows.txt"
 
 
 def test_an_older_file_s_faults_are_found_all_the_same() -> None:

@@ -1,0 +1,334 @@
+"""The `data` part of a recipe: which files hold the rows, what a row looks like, and which tokens are learned."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import TypedDict
+
+from adapterhub.spec._decode import Reader, kind_of, suggest
+from adapterhub.spec.digest import check_relative_path
+
+FILE_TYPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "jsonl": (".jsonl", ".ndjson"),
+        "json": (".json",),
+        "csv": (".csv",),
+        "tsv": (".tsv", ".tab"),
+        "parquet": (".parquet",),
+        "text": (".txt", ".text", ".md"),
+    }
+)
+SAMPLE_BY = ("paragraph", "line", "document")
+# What a row looks like, by the columns it must have (those of TRL's dataset formats, of ShareGPT and of Alpaca).
+SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "messages": ("messages",),
+        "sharegpt": ("conversations",),
+        "prompt_completion": ("prompt", "completion"),
+        "alpaca": ("instruction", "output"),
+        "text": ("text",),
+    }
+)
+OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"sharegpt": ("system",), "alpaca": ("input", "system")}
+)
+DATA_FORMATS = ("auto", *SHAPES)
+TRAIN_ON = ("assistant", "all")
+# What a template of several texts may be made of; the last one is what is learned.
+TEMPLATE_PARTS: tuple[tuple[str, ...], ...] = (("prompt", "completion"), ("system", "user", "assistant"))
+_COLUMNS = tuple(dict.fromkeys(name for table in (SHAPES, OPTIONAL_COLUMNS) for row in table.values() for name in row))
+NO_COLUMN = "names no {column}, so that every row would teach the same"
+_MAX_NAME = 256
+_MAX_TEMPLATE = 4096
+
+
+def template_parts(text: str) -> tuple[tuple[str, str | None], ...]:
+    """Return a template as pairs of literal text and the column that follows it; None after the last literal.
+
+    Only columns can be named: no attribute, no item, no conversion and no format, so that a template reads a row's
+    texts and nothing else. `{{` and `}}` stand for braces.
+
+    Raises:
+        ValueError: it is no such template.
+    """
+    found = []
+    for literal, name, form, conversion in string.Formatter().parse(text):
+        if name is not None and not name:
+            raise ValueError("an empty {} names no column; write {{}} for braces")
+        if form or conversion:
+            raise ValueError(f"{{{name}}} stands for a column as it is: no '!' and no ':'")
+        if name is not None and any(mark in name for mark in ".[]"):
+            raise ValueError(f"{{{name}}} is no column: nothing inside of one can be named (rename it with columns)")
+        found.append((literal, name))
+    return tuple(found)
+
+
+def template_columns(text: str) -> tuple[str, ...]:
+    """Return the columns a template names, each once, in order."""
+    return tuple(dict.fromkeys(name for _, name in template_parts(text) if name is not None))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    """One file of rows; what is None is taken from the `data` part, or from the file's name.
+
+    path: relative to the recipe. type: of FILE_TYPES. sample_by: what one row of a text file is. weight: how often each
+    row is seen in one pass over the data; a fraction takes that share of them. columns: our word to the file's column.
+    template: texts with {column} by what they become: `text`, or one of TEMPLATE_PARTS.
+    """
+
+    path: str
+    type: str | None = None
+    sample_by: str = SAMPLE_BY[0]
+    weight: float = 1.0
+    format: str | None = None
+    columns: Mapping[str, str] | None = None
+    template: Mapping[str, str] | None = None
+
+    @property
+    def file_type(self) -> str:
+        """How the file is read; a name that tells nothing is JSONL."""
+        suffix = PurePosixPath(self.path).suffix.lower()
+        return self.type or next((name for name, ends in FILE_TYPES.items() if suffix in ends), "jsonl")
+
+    @classmethod
+    def read(cls, r: Reader, *, weighted: bool) -> SourceSpec:
+        """Read the mapping of one source; `weighted`: it is for training."""
+        if "dataset" in r:
+            r.fault("dataset", "is not read yet: save it as JSONL (Dataset.to_json) and name that file as path")
+        value = cls(
+            path=r.parse("path", check_relative_path),
+            type=r.string("type", choices=FILE_TYPES) if "type" in r else None,
+            sample_by=r.string("sample_by", SAMPLE_BY[0], choices=SAMPLE_BY),
+            weight=r.number("weight", 1.0, minimum=0.0, maximum=1000.0) if weighted else 1.0,
+            **_row_keys(r),
+        )
+        if r.clean and value.weight == 0:
+            r.fault("weight", "must be above 0; leave the source out to train on none of it")
+        if r.clean and "sample_by" in r and value.file_type != "text":
+            r.fault("sample_by", f"is for text files; this one is {value.file_type}")
+        r.finish(known=("dataset",))
+        return value
+
+    def to_data(self) -> str | dict[str, object]:
+        """Return plain JSON data; a path where nothing else is said."""
+        data: dict[str, object] = {"path": self.path}
+        for name in ("type", "format"):
+            data |= {name: getattr(self, name)} if getattr(self, name) is not None else {}
+        data |= {"sample_by": self.sample_by} if self.sample_by != SAMPLE_BY[0] else {}
+        data |= {"weight": self.weight} if self.weight != 1.0 else {}
+        data |= row_keys_to_data(self)
+        return data if len(data) > 1 else self.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec:
+    """Which rows to train on and how to read them.
+
+    train, eval: a file relative to the recipe, or several. eval_split: the share of the training rows held out when no
+    eval file is given, 0 for none; split_seed: which ones, training.seed where None. format: what a row looks like;
+    `auto` reads its columns. columns, template: as of SourceSpec, for all that say nothing of their own. train_on:
+    which tokens carry labels, the assistant's (its turn's end included) or all. max_length: tokens a row is cut at.
+    """
+
+    train: str | tuple[SourceSpec, ...]
+    eval: str | tuple[SourceSpec, ...] | None = None
+    eval_split: float = 0.1
+    split_seed: int | None = None
+    format: str = "auto"
+    columns: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    template: Mapping[str, str] | None = None
+    train_on: str = "assistant"
+    max_length: int = 1024
+
+    @classmethod
+    def read(cls, r: Reader) -> DataSpec:
+        """Read the mapping of a recipe."""
+        shared = _row_keys(r)
+        value = cls(
+            train=_read_sources(r, "train", weighted=True),
+            eval=None if r.raw("eval", None) is None else _read_sources(r, "eval", weighted=False),
+            eval_split=r.number("eval_split", 0.1, minimum=0.0, maximum=0.9),
+            split_seed=r.optional_integer("split_seed", maximum=2**32 - 1),
+            format=shared["format"] or "auto",
+            columns=shared["columns"] or MappingProxyType({}),
+            template=shared["template"],
+            train_on=r.string("train_on", "assistant", choices=TRAIN_ON),
+            max_length=r.integer("max_length", 1024, minimum=8, maximum=1 << 20),
+        )
+        if "eval_split" in r and value.eval is not None:
+            r.fault("eval_split", "is for when data.eval is not given; leave one of the two out")
+        if r.clean and value.split_seed is not None and value.eval is not None:
+            r.fault("split_seed", "is for when data.eval is not given; leave one of the two out")
+        if r.clean:
+            value._check_columns(r)
+        r.finish()
+        return value
+
+    def _check_columns(self, r: Reader) -> None:
+        """Refuse a renaming to a column that nobody reads; one that a template reads may have any name."""
+        renamed: dict[str, tuple[Mapping[str, str], set[str]]] = {"columns": (self.columns, set())}
+        for key, given in (("train", self.train), ("eval", self.eval)):
+            for index, source in enumerate(self.sources(given)):
+                read = {name for text in (source.template or {}).values() for name in template_columns(text)}
+                if isinstance(given, tuple) and given[index].columns is not None:
+                    renamed[f"{key}[{index}].columns"] = (source.columns or {}, read)
+                else:
+                    renamed["columns"][1].update(read)
+        for where, (columns, read) in renamed.items():
+            for name in columns:
+                if name not in read and name not in _COLUMNS:
+                    known = sorted({*read, *_COLUMNS})
+                    near = suggest(name, known)
+                    tail = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
+                    r.fault(f"{where}.{name}", f"no column of this name is read; {tail}")
+
+    def sources(self, given: str | tuple[SourceSpec, ...] | None) -> tuple[SourceSpec, ...]:
+        """Return the sources of `train` or `eval`, each with everything that it takes from this part.
+
+        A source that says a format or a template of its own takes neither of the two from here.
+        """
+        found = (SourceSpec(path=given),) if isinstance(given, str) else given or ()
+        return tuple(
+            replace(
+                source,
+                format=source.format or ("auto" if source.template else self.format),
+                template=source.template or (None if source.format else self.template),
+                columns=self.columns if source.columns is None else source.columns,
+            )
+            for source in found
+        )
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data; what only newer formats know is left out where it says nothing."""
+        data: dict[str, object] = {
+            "train": _sources_to_data(self.train),
+            "eval": _sources_to_data(self.eval),
+            "format": self.format,
+            "train_on": self.train_on,
+            "max_length": self.max_length,
+            **row_keys_to_data(self),
+        }
+        data |= {"eval_split": self.eval_split} if self.eval is None else {}
+        data |= {"split_seed": self.split_seed} if self.split_seed is not None else {}
+        return data
+
+    @property
+    def is_first_form(self) -> bool:
+        """True where nothing is said that format 1.0 could not say."""
+        names = [name for name in (self.train, self.eval) if name is not None]
+        return (
+            all(isinstance(name, str) and SourceSpec(path=name).file_type in ("jsonl", "json") for name in names)
+            and self.format in ("auto", "messages", "prompt_completion", "text")
+            and not self.columns
+            and self.template is None
+            and self.split_seed is None
+        )
+
+
+def row_keys_to_data(value: SourceSpec | DataSpec) -> dict[str, object]:
+    """Return what is said of columns and templates as plain data."""
+    data: dict[str, object] = {}
+    if value.columns:
+        data["columns"] = dict(value.columns)
+    if value.template:
+        data["template"] = value.template["text"] if "text" in value.template else dict(value.template)
+    return data
+
+
+def _sources_to_data(given: str | tuple[SourceSpec, ...] | None) -> object:
+    return [source.to_data() for source in given] if isinstance(given, tuple) else given
+
+
+def _read_sources(r: Reader, key: str, *, weighted: bool) -> str | tuple[SourceSpec, ...]:
+    """Read one path, one mapping, or a list of either."""
+    given = r.raw(key)
+    if isinstance(given, Mapping):
+        return _plainest((SourceSpec.read(r.below(key, given), weighted=weighted),))
+    if not isinstance(given, list | tuple):
+        return r.parse(key, check_relative_path)
+    found = []
+    for index, item in enumerate(given):
+        place = f"{key}[{index}]"
+        if isinstance(item, Mapping):
+            found.append(SourceSpec.read(r.below(place, item), weighted=weighted))
+        elif not isinstance(item, str):
+            r.fault(place, f"expected a file, or a mapping with path, found {kind_of(item)}")
+        else:
+            try:
+                found.append(SourceSpec(path=check_relative_path(item)))
+            except ValueError as error:
+                r.fault(place, str(error))
+    if not given:
+        r.fault(key, "is an empty list")
+    return _plainest(tuple(found))
+
+
+def _plainest(sources: tuple[SourceSpec, ...]) -> str | tuple[SourceSpec, ...]:
+    """Return one file of which nothing is said as its path: the recipe means the same, and so must its digest."""
+    plain = len(sources) == 1 and sources[0] == SourceSpec(path=sources[0].path)
+    return sources[0].path if plain else sources
+
+
+class _RowKeys(TypedDict):
+    format: str | None
+    columns: Mapping[str, str] | None
+    template: Mapping[str, str] | None
+
+
+def _row_keys(r: Reader) -> _RowKeys:
+    """Read what a source and the whole part both may say: format, columns, template."""
+    form = r.string("format", "auto", choices=DATA_FORMATS) if "format" in r else None
+    template = _read_template(r)
+    if r.clean and template is not None and form is not None:
+        r.fault("format", "is for rows without a template; leave one of the two out")
+    return {"format": form, "columns": _read_columns(r), "template": template}
+
+
+def _read_columns(r: Reader) -> Mapping[str, str] | None:
+    if "columns" not in r:
+        return None
+    columns = r.below("columns", r.raw("columns"))
+    return MappingProxyType({name: _name(columns, name) for name in columns.names()})
+
+
+def _name(r: Reader, key: str) -> str:
+    value = r.string(key, max_length=_MAX_NAME)
+    if not value and r.clean:
+        r.fault(key, "is empty: name a column of the file")
+    return value
+
+
+def _read_template(r: Reader) -> Mapping[str, str] | None:
+    given = r.raw("template", None)
+    if given is None:
+        return None
+    if isinstance(given, str):
+        text = _template_text(r, "template", given)
+        if r.clean and not template_columns(text):
+            r.fault("template", NO_COLUMN)
+        return MappingProxyType({"text": text})
+    parts = r.below("template", given)
+    known = tuple(name for group in TEMPLATE_PARTS for name in group)
+    found = {name: _template_text(parts, name, parts.raw(name)) for name in known if name in parts}
+    group = next((group for group in TEMPLATE_PARTS if set(found) <= {*group}), None)
+    if r.clean and (group is None or not {group[-2], group[-1]} <= set(found)):
+        r.fault("template", "expected text, or texts for prompt and completion, or for user and assistant")
+    elif r.clean and group is not None and not template_columns(found[group[-1]]):
+        r.fault(f"template.{group[-1]}", NO_COLUMN)
+    parts.finish(known=known)
+    return MappingProxyType(found)
+
+
+def _template_text(r: Reader, key: str, value: object) -> str:
+    text = r.string(key, max_length=_MAX_TEMPLATE)
+    if isinstance(value, str) and r.clean:
+        try:
+            template_parts(text)
+        except ValueError as error:
+            r.fault(key, f"is not a template: {error}")
+    return text
