@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
+from typing import Any, cast
 
 from adapterhub.errors import UsageError
 from adapterhub.registry.base import Description, Found, Listed, Published, Query, Registry
@@ -10,6 +12,24 @@ from adapterhub.registry.base import Description, Found, Listed, Published, Quer
 HUB = "hub"
 
 __all__ = ["HUB", "Description", "Found", "Listed", "Published", "Query", "Registry", "open_registry"]
+
+
+class _Hub:
+    """The Hub, whose code is imported when it is first asked something: what is locked and stored asks it nothing."""
+
+    location = HUB
+
+    def __init__(self, *, offline: bool) -> None:
+        self._offline = offline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    @cached_property
+    def _opened(self) -> Registry:
+        from adapterhub.registry.hub import HubRegistry
+
+        return HubRegistry(offline=self._offline)
 
 
 def open_registry(location: str, *, relative_to: Path, offline: bool = False) -> Registry:
@@ -21,9 +41,7 @@ def open_registry(location: str, *, relative_to: Path, offline: bool = False) ->
         UsageError: it is a URL.
     """
     if location == HUB:
-        from adapterhub.registry.hub import HubRegistry
-
-        return HubRegistry(offline=offline)
+        return cast(Registry, _Hub(offline=offline))
     if "://" in location or "\0" in location or not location.strip():
         raise UsageError(
             f"{location!r} is no registry: expected 'hub' or a folder",
