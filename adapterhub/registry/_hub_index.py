@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from adapterhub.documents import MAX_JSON_BYTES, parse_json
+from adapterhub.documents import MAX_DOCUMENT_BYTES, parse_json
 from adapterhub.errors import AdapterHubError, InvalidFileError, NetworkError, UnsatisfiedError
 from adapterhub.registry import _hub_client
 from adapterhub.registry._hub_client import Conflict, HubClient
@@ -32,7 +32,7 @@ def read_index(client: HubClient, name: str, commit: str) -> AdapterIndex:
         InvalidFileError: it cannot be read, or is of a newer format, whose fields writing it would lose.
     """
     where = f"{name}: {INDEX_FILE}"
-    data = client.read(name, commit, INDEX_FILE, MAX_JSON_BYTES)
+    data = client.read(name, commit, INDEX_FILE, MAX_DOCUMENT_BYTES)
     if data is None:
         return AdapterIndex()
     try:
@@ -122,7 +122,7 @@ def _row_of_tag(client: HubClient, ref: PackageRef, commit: str) -> IndexRow:
         UnsatisfiedError: the tag holds no manifest of ours.
     """
     name = str(ref.name)
-    data = client.read(name, commit, MANIFEST_FILE, MAX_JSON_BYTES)
+    data = client.read(name, commit, MANIFEST_FILE, MAX_DOCUMENT_BYTES)
     if data is None:
         raise UnsatisfiedError(
             "a plain adapter has no published version that could be yanked", where=str(ref), hint="adapt pack DIR"

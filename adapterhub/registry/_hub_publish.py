@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adapterhub.documents import MAX_JSON_BYTES, parse_json
+from adapterhub.documents import MAX_DOCUMENT_BYTES, parse_json
 from adapterhub.errors import (
     AdapterHubError,
     AuthorizationError,
@@ -280,7 +280,7 @@ class _Publication:
 
     def _stale(self, refs: Refs) -> set[str]:
         """Return the files of the version before that this one has not, as its manifest lists them."""
-        data = self.client.read(self.name, refs.head, MANIFEST_FILE, MAX_JSON_BYTES)
+        data = self.client.read(self.name, refs.head, MANIFEST_FILE, MAX_DOCUMENT_BYTES)
         if data is None:
             return set()
         try:
@@ -368,7 +368,7 @@ def _require_token(client: HubClient, name: PackageName) -> None:
 
 def _require_same(client: HubClient, ref: PackageRef, commit: str, manifest: Manifest) -> None:
     """Refuse to publish other bytes under a version that has its tag."""
-    data = client.read(str(ref.name), commit, MANIFEST_FILE, MAX_JSON_BYTES)
+    data = client.read(str(ref.name), commit, MANIFEST_FILE, MAX_DOCUMENT_BYTES)
     if data is None or Digest.of(data) != manifest.digest:
         raise version_taken(ref, where=client.endpoint)
 

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from adapterhub.documents import MAX_JSON_BYTES, parse_json, read_adapter_config
+from adapterhub.documents import MAX_DOCUMENT_BYTES, parse_json, read_adapter_config
 from adapterhub.errors import (
     AdapterHubError,
     IntegrityError,
@@ -173,7 +173,7 @@ class DirectoryRegistry:
                 raise IntegrityError("the package has no manifest", where=str(folder), hint=_DAMAGED)
             return folder, open_package(folder).manifest, None
         with open_inside(folder, MANIFEST_FILE) as stream:
-            data = stream.read(MAX_JSON_BYTES + 1)
+            data = stream.read(MAX_DOCUMENT_BYTES + 1)
         manifest = _read_manifest(data, folder / MANIFEST_FILE)
         if manifest.version != ref.version:
             raise IntegrityError(
