@@ -40,6 +40,7 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.registry import Query
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import Generation
+from adapterhub.spec.stack import Parameters
 from adapterhub.store.collect import DEFAULT_GRACE
 
 if TYPE_CHECKING:
@@ -245,6 +246,8 @@ def run(
     *,
     stack: str | None = None,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     system: str | None = None,
     generation: Generation | None = None,
     device: str | None = None,
@@ -262,6 +265,8 @@ def run(
         prompt,
         stack=stack,
         base=base,
+        combination=combination,
+        parameters=parameters,
         system=system,
         generation=generation,
         device=device,
@@ -277,6 +282,8 @@ def merge(
     *,
     stack: str | None = None,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     dtype: str | None = None,
     as_adapter: bool = False,
     settings: Settings | None = None,
@@ -290,7 +297,15 @@ def merge(
         LocalIOError: the folder is taken, or the disk said no.
     """
     plan = _merge.plan_merge(
-        Path(out), stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=settings, cwd=cwd
+        Path(out),
+        stack=stack,
+        base=base,
+        combination=combination,
+        parameters=parameters,
+        dtype=dtype,
+        as_adapter=as_adapter,
+        settings=settings,
+        cwd=cwd,
     )
     return _merge.merge(plan, progress=progress)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.lockfile import LockedPackage, Lockfile
 from adapterhub.spec.project import DEFAULT_STACK, PROJECT_FILE, Project
 from adapterhub.spec.refs import PackageName, PackageRef
-from adapterhub.spec.stack import DEFAULT_COMBINATION, Stack, StackLayer
+from adapterhub.spec.stack import DEFAULT_COMBINATION, Parameters, Stack, StackLayer
 
 if TYPE_CHECKING:
     from adapterhub.package import Package
@@ -52,12 +52,29 @@ class ResolvedStack:
 
     layers: tuple[ActiveLayer, ...] = ()
     combination: str = DEFAULT_COMBINATION
+    parameters: Parameters = field(default_factory=Parameters)
     base: BaseModelRef | None = None
 
     @property
     def base_id(self) -> str | None:
         """The base model's id."""
         return None if self.base is None else self.base.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Combined:
+    """How a stack says that it is combined."""
+
+    name: str = DEFAULT_COMBINATION
+    parameters: Parameters = field(default_factory=Parameters)
+
+    @classmethod
+    def of(cls, stack: Stack) -> _Combined:
+        return cls(name=stack.combination, parameters=stack.parameters)
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{key} {value}" for key, value in self.parameters.to_data().items())
+        return f"{self.name} ({said})" if said else self.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,18 +259,18 @@ class Environment:
         if stack is None:
             stack = self._default_stack()
         layers: list[ActiveLayer] = []
-        combination = stack.combination if stack is not None else DEFAULT_COMBINATION
+        how = _Combined.of(stack) if stack is not None else _Combined()
         if stack is not None:
             if len(stack.layers) == 1:  # a stack of one word that is a stack itself is combined as that one says
-                combination = self._combination_of(stack.layers[0].word, here) or combination
-            layers = [layer for item in stack.layers for layer in self._expand(item, 1.0, combination, here, ())]
+                how = self._combined(stack.layers[0].word, here) or how
+            layers = [layer for item in stack.layers for layer in self._expand(item, 1.0, how, here, ())]
         _refuse_twice(layers)
         base = _common_base([layer for layer in layers if not layer.base_mismatch])
         if base is None and self.project.base_model is not None:
             base = BaseModelRef(id=self.project.base_model, revision=self.project.base_revision)
         if base is None:  # every mismatch was overridden, against a base that adapters.yaml no longer names
             base = _common_base(layers)
-        return ResolvedStack(layers=tuple(layers), combination=combination, base=base)
+        return ResolvedStack(layers=tuple(layers), combination=how.name, parameters=how.parameters, base=base)
 
     def _default_stack(self) -> Stack | None:
         if (named := self.project.stacks.get(DEFAULT_STACK)) is not None:
@@ -261,15 +278,15 @@ class Environment:
         aliases = {entry.alias for entry in self.lock.entries if entry.alias} | set(self.project.adapters)
         return Stack(layers=(StackLayer(word=aliases.pop()),)) if len(aliases) == 1 else None
 
-    def _combination_of(self, word: str, cwd: Path) -> str | None:
+    def _combined(self, word: str, cwd: Path) -> _Combined | None:
         """Return how the stack that a word names is combined; None if the word is an adapter's."""
         if (named := self.project.stacks.get(word)) is not None:
-            return named.combination
+            return _Combined.of(named)
         manifest = self._open(self.find(word, cwd=cwd)).manifest
-        return manifest.combination or DEFAULT_COMBINATION if manifest.kind == "stack" else None
+        return _Combined(name=manifest.combination or DEFAULT_COMBINATION) if manifest.kind == "stack" else None
 
     def _expand(
-        self, layer: StackLayer, factor: float, combination: str, cwd: Path, through: tuple[str, ...]
+        self, layer: StackLayer, factor: float, how: _Combined, cwd: Path, through: tuple[str, ...]
     ) -> Iterator[ActiveLayer]:
         """Walk over the adapters that one layer stands for, stacks opened, coefficients multiplied.
 
@@ -278,19 +295,20 @@ class Environment:
         weight = factor * layer.weight
         named = self.project.stacks.get(layer.word)
         if named is not None:
-            path = self._one_deeper(layer.word, named.combination, combination, through)
+            path = self._one_deeper(layer.word, _Combined.of(named), how, through)
             for inner in named.layers:
-                yield from self._expand(inner, weight, combination, self.folder, path)
+                yield from self._expand(inner, weight, how, self.folder, path)
             return
         found = self.find(layer.word, cwd=cwd)
         package = self._open(found)
         if package.manifest.kind == "stack":
             word = str(found.entry.name) if found.entry else layer.word
-            path = self._one_deeper(word, package.manifest.combination or DEFAULT_COMBINATION, combination, through)
+            inside = _Combined(name=package.manifest.combination or DEFAULT_COMBINATION)
+            path = self._one_deeper(word, inside, how, through)
             place = found.environment or self
             for item in package.manifest.requires:
                 member = StackLayer(word=str(item.requirement.name), weight=item.weight)
-                yield from place._expand(member, weight, combination, cwd, path)
+                yield from place._expand(member, weight, how, cwd, path)
             return
         yield ActiveLayer(
             word=layer.word,
@@ -300,7 +318,7 @@ class Environment:
             base_mismatch=bool(found.entry and found.entry.base_mismatch),
         )
 
-    def _one_deeper(self, word: str, combination: str, around: str, through: tuple[str, ...]) -> tuple[str, ...]:
+    def _one_deeper(self, word: str, how: _Combined, around: _Combined, through: tuple[str, ...]) -> tuple[str, ...]:
         """Return the way down to a stack inside a stack.
 
         Raises:
@@ -309,9 +327,9 @@ class Environment:
         path = (*through, word)
         if word in through or len(path) > _MAX_NESTED:
             raise InvalidFileError(f"the stacks go round: {' → '.join(path)}", where=str(self.folder / PROJECT_FILE))
-        if combination != around:
+        if how != around:
             raise UsageError(
-                f"the stack {word!r} is combined by {combination}, the one around it by {around}",
+                f"the stack {word!r} is combined by {how}, the one around it by {around}",
                 hint=f"use {word!r} alone, or name its adapters one by one",
             )
         return path

@@ -12,7 +12,7 @@ from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedEr
 from adapterhub.settings import Settings
 from adapterhub.spec.lockfile import LockedPackage, Lockfile
 from adapterhub.spec.refs import PackageName, parse_version
-from adapterhub.spec.stack import Stack
+from adapterhub.spec.stack import Parameters, Stack
 from tests.factory import tiny_llama, tiny_lora
 
 
@@ -206,6 +206,20 @@ def test_a_combination_holds_for_the_whole_stack(tmp_path: Path, settings: Setti
     assert here.resolve_stack(Stack.parse("t")).combination == "ties"
     with pytest.raises(UsageError, match="combined"):
         words(here, "t,spanish")
+
+
+def test_the_parameters_of_a_combination_hold_for_the_whole_stack(
+    tmp_path: Path, settings: Settings, base: Path
+) -> None:
+    text = "adapters: {legal: acme/legal}\nstacks: {t: {layers: [{adapter: legal}], combination: ties, density: 0.5}}\n"
+    here = project(tmp_path / "p", settings, text)
+    put(here.folder, base, "legal", "spanish")
+    here = find_environment(here.folder, settings)
+    assert here.resolve_stack(Stack.parse("t")).parameters == Parameters(density=0.5)
+    with pytest.raises(UsageError, match=r"by ties \(density 0.5\), the one around it by ties"):
+        here.resolve_stack(Stack.parse("t,spanish", combination="ties"))
+    both = Stack.parse("t,spanish", combination="ties", parameters=Parameters(density=0.5))
+    assert len(here.resolve_stack(both).layers) == 2
 
 
 NAME = PackageName.parse("acme/legal")

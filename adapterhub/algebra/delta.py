@@ -10,6 +10,7 @@ headers until `ModuleDelta.load`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,17 +60,40 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Truncation:
+    """What a cut to a lower rank left of a change: Σσ² of what was kept, and of all."""
+
+    kept: float = 0.0
+    energy: float = 0.0
+
+    @property
+    def kept_energy(self) -> float:
+        """The share that was kept; 1.0 where there was nothing to lose."""
+        return self.kept / self.energy if self.energy else 1.0
+
+    @property
+    def error(self) -> float:
+        """‖ΔW − what was kept‖ / ‖ΔW‖."""
+        return math.sqrt(max(1.0 - self.kept_energy, 0.0))
+
+    def __add__(self, other: Truncation) -> Truncation:
+        return Truncation(kept=self.kept + other.kept, energy=self.energy + other.energy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LowRank:
     """A loaded delta: `b @ a` is what a weight of shape (out, in) gains.
 
     a: (R, in) float32. b: (out, R) float32, scaling and weight included. magnitude: DoRA's m, (out,), or None. For an
-    embedding, out is the number of rows (tokens) and in their length, as its weight is stored.
+    embedding, out is the number of rows (tokens) and in their length, as its weight is stored. truncation: what a
+    combination lost by its rank; None where nothing was cut.
     """
 
     module: str
     a: NDArray[np.float32]
     b: NDArray[np.float32]
     magnitude: NDArray[np.float32] | None = None
+    truncation: Truncation | None = None
 
     def dense(self) -> NDArray[np.float32]:
         """Return the whole change, (out, in): for small matrices and tests."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from adapterhub.algebra.bind import Binding, Edit, bind
 from adapterhub.algebra.copying import copy_bytes, write_all
-from adapterhub.algebra.delta import LowRank, StackDelta
+from adapterhub.algebra.delta import LowRank, StackDelta, Truncation
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.files import local_io
 from adapterhub.progress import SILENT, Progress
@@ -38,7 +38,10 @@ LOW_KEPT = 0.8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleReport:
-    """What became of one module's change. delta_norm: ‖Δ‖. kept, error: see rows.Sums."""
+    """What became of one module's change. delta_norm: ‖Δ‖. kept, error: see rows.Sums.
+
+    truncation: what a combination lost by its rank before anything was rounded; None where nothing was cut.
+    """
 
     module: str
     tensor: str
@@ -46,6 +49,7 @@ class ModuleReport:
     delta_norm: float
     kept: float
     error: float
+    truncation: Truncation | None = None
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -56,6 +60,7 @@ class ModuleReport:
             "delta_norm": self.delta_norm,
             "kept": self.kept,
             "error": self.error,
+            "truncation_error": self.truncation.error if self.truncation else None,
         }
 
 
@@ -257,6 +262,7 @@ class _Run:
                 delta_norm=math.sqrt(sums.wanted),
                 kept=sums.kept,
                 error=sums.error,
+                truncation=low.truncation,
             )
         )
 

@@ -8,10 +8,10 @@ engines reserve by it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from adapterhub.algebra.delta import KEY_PREFIX, ModuleDelta, StackDelta
+from adapterhub.algebra.delta import KEY_PREFIX, LowRank, ModuleDelta, StackDelta
 from adapterhub.errors import UsageError
 from adapterhub.files import write_atomic
 from adapterhub.progress import SILENT, Progress
@@ -23,11 +23,17 @@ from adapterhub.weights.writer import Described
 
 
 def write_normal_form(
-    delta: StackDelta, folder: Path, *, base_model: str | None = None, progress: Progress = SILENT
+    delta: StackDelta,
+    folder: Path,
+    *,
+    base_model: str | None = None,
+    loaded: Callable[[LowRank], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Mapping[str, object]:
     """Write adapter_config.json and adapter_model.safetensors (float32) into a folder, and return the config.
 
-    `base_model` is what the config names as its base; by default what the first member's config names.
+    `base_model` is what the config names as its base; by default what the first member's config names. `loaded` is
+    shown every module's factors.
 
     Raises:
         UsageError: the stack changes nothing. IncompatibleError: a factor is not finite. LocalIOError.
@@ -40,7 +46,7 @@ def write_normal_form(
         SafetensorsWriter(folder / WEIGHTS_FILE, tensors, metadata={"format": "pt"}) as writer,
         progress.task("writing factors", total=len(tensors), unit="tensors") as task,
     ):
-        for name, data in _contents(delta, tensors):
+        for name, data in _contents(delta, tensors, loaded):
             writer.write(name, data)
             task.advance()
     write_atomic(folder / CONFIG_FILE, canonical_json(config))
@@ -122,7 +128,9 @@ def _spec(name: str, shape: tuple[int, ...], dtype: str = "F32") -> TensorSpec:
     return TensorSpec(name=KEY_PREFIX + name, dtype=dtype, shape=shape)
 
 
-def _contents(delta: StackDelta, tensors: list[Described]) -> Iterator[tuple[str, bytes | Iterator[memoryview]]]:
+def _contents(
+    delta: StackDelta, tensors: list[Described], loaded_module: Callable[[LowRank], None] | None
+) -> Iterator[tuple[str, bytes | Iterator[memoryview]]]:
     """Yield every tensor's bytes in order; a module's factors lie together, so one module is in memory at a time."""
     loaded: dict[str, bytes] = {}
     for tensor in tensors:
@@ -133,12 +141,15 @@ def _contents(delta: StackDelta, tensors: list[Described]) -> Iterator[tuple[str
             continue
         if name not in loaded:
             module = re.sub(r"\.(lora_[AB]\.weight|lora_embedding_[AB]|lora_magnitude_vector)$", "", name)
-            loaded.update(_factor_bytes(delta.modules[module]))
+            low = delta.modules[module].load()
+            if loaded_module is not None:
+                loaded_module(low)
+            loaded.update(_factor_bytes(delta.modules[module], low))
         yield tensor.name, loaded.pop(name)
 
 
-def _factor_bytes(module: ModuleDelta) -> dict[str, bytes]:
-    low, name = module.load(), module.module
+def _factor_bytes(module: ModuleDelta, low: LowRank) -> dict[str, bytes]:
+    name = module.module
     if module.embedding:
         pairs = {f"{name}.lora_embedding_A": low.b.T, f"{name}.lora_embedding_B": low.a.T}
     else:

@@ -92,6 +92,12 @@ def _tasks() -> Offers:
     return [(row.name, row.title) for row in TASKS.values()]
 
 
+def _combinations() -> Offers:
+    from adapterhub.catalog.combinations import COMBINATIONS
+
+    return [(row.name, row.title) for row in COMBINATIONS.values() if row.available]
+
+
 aliases: Callback = _completer(_own)
 """The aliases of this environment, for uninstall and update."""
 stacks: Callback = _completer(_stacks)
@@ -104,6 +110,8 @@ methods: Callback = _completer(_methods)
 """The methods of the catalog."""
 tasks: Callback = _completer(_tasks)
 """The tasks, by PEFT's names."""
+combinations: Callback = _completer(_combinations)
+"""How adapters become one."""
 
 
 def stack(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

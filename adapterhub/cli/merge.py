@@ -10,12 +10,14 @@ from adapterhub.cli import console, options
 from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
 from adapterhub.ops import merge
+from adapterhub.ops.load import truncation_note
 from adapterhub.settings import read_settings
 
 
 @click.command("merge", epilog="Example:  adapt merge --stack medical,spanish=0.5 --out merged/")
 @options.stack_option
 @options.base_option
+@options.combination_options()
 @click.option("--out", required=True, type=options.FOLDER, help="The folder to make; it must not exist, or be empty.")
 @click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. Default: each tensor as the base has it.")
 @click.option("--as-adapter", is_flag=True, help="Write the stack as one LoRA adapter instead of merged weights.")
@@ -25,6 +27,12 @@ from adapterhub.settings import read_settings
 def command(
     stack: str | None,
     base: str | None,
+    combination: str | None,
+    density: float | None,
+    rank: int | None,
+    combination_seed: int | None,
+    scale: float | None,
+    normalize: bool | None,
     out: Path,
     dtype: str | None,
     as_adapter: bool,
@@ -32,14 +40,24 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Merge a stack into its base model, as a checkpoint that plain transformers loads.
+    """Merge a stack into its base model, as a checkpoint that plain transformers loads, or into one adapter.
 
     Without --stack: the project's `default` stack, else its only adapter.
     """
     settings = read_settings()
+    parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
 
     def planned() -> merge.MergePlan:
-        return merge.plan_merge(out, stack=stack, base=base, dtype=dtype, as_adapter=as_adapter, settings=settings)
+        return merge.plan_merge(
+            out,
+            stack=stack,
+            base=base,
+            combination=combination,
+            parameters=parameters,
+            dtype=dtype,
+            as_adapter=as_adapter,
+            settings=settings,
+        )
 
     if dry_run:
         console.print_plan(plan_with_base(planned, verb="merge", settings=settings), as_json=as_json)
@@ -57,5 +75,9 @@ def command(
         console.print_json(result.to_data())
         return
     console.say(f"wrote {out} ({console.human_size(plan.size)}, {plan.output_dtype})")
+    if result.truncation is not None and (note := truncation_note(plan.load.rule, result.truncation)) not in (
+        result.warnings
+    ):
+        console.say(note)
     if result.report is not None:
         console.say(f"{result.report.kept:.1%} of the adapters' change is in the rounded weights")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from adapterhub.cli import completing
+from adapterhub.spec.stack import Parameters
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -54,6 +55,62 @@ def stack_option(function: Decorated) -> Decorated:
         shell_complete=completing.stack,
         help='Adapters to use together, each with a weight (1.0 by default), or a stack of the project; "" is none.',
     )(function)
+
+
+def combination_options(*, seed: str = "--seed") -> Callable[[Decorated], Decorated]:
+    """Add how a stack's adapters become one: `combination`, and what `combination_parameters` takes.
+
+    They are `density`, `rank`, `combination_seed`, `scale` and `normalize`; `seed` is how the seed's option is spelled,
+    for a command that has another one.
+    """
+
+    def decorate(function: Decorated) -> Decorated:
+        for option in (
+            click.option(
+                "--normalize/--no-normalize",
+                default=None,
+                help="Divide the weights by the sum of their magnitudes. Default: as the stack says, else not.",
+            ),
+            click.option("--lambda", "scale", type=float, metavar="X", help="λ of ties, dare_ties, knots. Default: 1."),
+            click.option(
+                seed,
+                "combination_seed",
+                type=int,
+                metavar="N",
+                help="What dare_linear and dare_ties drop is drawn from it. Default: 0.",
+            ),
+            click.option(
+                "--rank",
+                type=int,
+                metavar="K",
+                help="The most a module's result may have. Default: of exact ones and knots the members' ranks added "
+                "up, else the largest.",
+            ),
+            click.option(
+                "--density",
+                type=float,
+                metavar="SHARE",
+                help="How much of each change ties, dare_linear, dare_ties, magnitude_prune and knots keep, up to 1.",
+            ),
+            click.option(
+                "--combination",
+                metavar="NAME",
+                shell_complete=completing.combinations,
+                help="How the adapters become one (docs/stacking.md): sum, cat, linear, svd, ties, dare_linear, "
+                "dare_ties, magnitude_prune or knots. Default: as the stack says, else sum.",
+            ),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def combination_parameters(
+    density: float | None, rank: int | None, seed: int | None, scale: float | None, normalize: bool | None
+) -> Parameters:
+    """Return what the options of `combination_options` say."""
+    return Parameters(density=density, rank=rank, seed=seed, scale=scale, normalize=normalize)
 
 
 def choosing_options(function: Decorated) -> Decorated:

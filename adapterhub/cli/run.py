@@ -20,6 +20,7 @@ from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 @click.argument("prompt", required=False)
 @options.stack_option
 @options.base_option
+@options.combination_options(seed="--combination-seed")
 @click.option("--system", metavar="TEXT", help="A system prompt, where the base's chat template takes one.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out: the model goes on with the prompt's text.")
 @click.option(
@@ -47,6 +48,12 @@ def command(
     prompt: str | None,
     stack: str | None,
     base: str | None,
+    combination: str | None,
+    density: float | None,
+    rank: int | None,
+    combination_seed: int | None,
+    scale: float | None,
+    normalize: bool | None,
     system: str | None,
     raw: bool,
     max_new_tokens: int | None,
@@ -77,6 +84,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
     settings, text = read_settings(), _prompt(prompt)
 
     def planned() -> run.RunPlan:
@@ -84,6 +92,8 @@ def command(
             text,
             stack=stack,
             base=base,
+            combination=combination,
+            parameters=parameters,
             system=system,
             raw=raw,
             generation=generation,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adapterhub.algebra.delta import Truncation
     from adapterhub.bases import BaseRecord
 
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
@@ -30,12 +31,16 @@ DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedBase:
-    """A base model ready to compute: frozen weights in `dtype` on `device`, in eval mode, and its tokenizer."""
+    """A base model ready to compute: frozen weights in `dtype` on `device`, in eval mode, and its tokenizer.
+
+    truncation: what a stack that was folded in lost by a limit of its rank; None where nothing was cut.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
+    truncation: Truncation | None = None
 
 
 def choose_device(name: str | None = None) -> torch.device:

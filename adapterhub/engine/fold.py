@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adapterhub.algebra.delta import LowRank, StackDelta, WholeTensor
+from adapterhub.algebra.delta import LowRank, StackDelta, Truncation, WholeTensor
 from adapterhub.errors import IncompatibleError
 from adapterhub.weights import load_array
 
@@ -32,11 +32,12 @@ class _Target:
     transposed: bool = False
 
 
-def fold(model: PreTrainedModel, delta: StackDelta) -> None:
+def fold(model: PreTrainedModel, delta: StackDelta) -> Truncation | None:
     """Add a stack's change to a model's weights, in place; nothing is changed unless everything finds its place.
 
     A weight that is tied to another and changed gets memory of its own, and the config says so. With a DoRA adapter
-    W' = m/‖W+BA‖ · (W+BA), row by row (https://arxiv.org/abs/2402.09353).
+    W' = m/‖W+BA‖ · (W+BA), row by row (https://arxiv.org/abs/2402.09353). Returns what a combination lost by its rank,
+    None where nothing was cut.
 
     Raises:
         IncompatibleError: the model is quantized, lacks a module that an adapter changes, or has it in another shape;
@@ -45,7 +46,7 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> None:
     import torch
 
     if not delta.modules and not delta.whole:
-        return
+        return None
     labels = ", ".join(source.label for source in delta.sources)
     if getattr(model, "is_quantized", False):
         raise IncompatibleError(
@@ -67,8 +68,13 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> None:
     with torch.no_grad():
         for name, whole in delta.whole.items():
             _replace(model, saved[name], whole)
+        truncation = None
         for name, change in delta.modules.items():
-            _add(model, targets[name], change.load())
+            low = change.load()
+            _add(model, targets[name], low)
+            if low.truncation is not None:
+                truncation = low.truncation + (truncation or Truncation())
+    return truncation
 
 
 def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults: list[str]) -> _Target | None:

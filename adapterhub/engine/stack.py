@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from adapterhub.bases import BaseRecord
+    from adapterhub.catalog.combinations import Rule
     from adapterhub.package import Package
 
 
@@ -23,7 +24,7 @@ def load_stack(
     record: BaseRecord,
     layers: Sequence[tuple[Package, float]],
     *,
-    combination: str,
+    rule: Rule | None = None,
     tokenizer: Path | None = None,
     device: str | None = None,
     dtype: str = "auto",
@@ -31,20 +32,21 @@ def load_stack(
 ) -> LoadedBase:
     """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
 
-    `tokenizer` is the folder of an adapter whose own replaces the base's.
+    `rule` says how the adapters become one: by default as their exact sum. `tokenizer` is the folder of an adapter
+    whose own replaces the base's.
 
     Raises:
         IncompatibleError: an adapter does not fit the base, or the adapters not each other. What `load_base`,
         `choose_device` and `choose_dtype` raise.
     """
     # Headers first: what cannot be summed is refused before the base is read.
-    delta = combine(layers, combination) if layers else None
+    delta = combine(layers, rule) if layers else None
     set_threads(threads)
     place = choose_device(device)
     loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place))
     if delta is None:
         return loaded
-    fold(loaded.model, delta)
+    loaded = replace(loaded, truncation=fold(loaded.model, delta))
     return loaded if tokenizer is None else replace(loaded, tokenizer=_own_tokenizer(tokenizer, loaded.tokenizer))
 
 

@@ -17,7 +17,9 @@ from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.manifest import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
+    from adapterhub.algebra.delta import Truncation
     from adapterhub.algebra.fuse import FuseReport
+    from adapterhub.catalog.combinations import Rule
     from adapterhub.environment import ActiveLayer
 
 # What a plain transformers user needs of the base; weights, cards and code are left behind.
@@ -96,14 +98,15 @@ def write_card(
     name: str,
     base: BaseModelRef,
     layers: Sequence[ActiveLayer],
-    combination: str,
+    rule: Rule,
     *,
     report: FuseReport | None,
+    truncation: Truncation | None,
     dtype: str,
 ) -> None:
     """Write README.md: what was merged into what, with digests, and what the rounding left of it.
 
-    report: of merged weights; None for a merged adapter. Front matter: https://huggingface.co/docs/hub/model-cards.
+    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out. Front matter: https://huggingface.co/docs/hub/model-cards.
     """
     front: dict[str, object] = {
         "base_model": base.id,
@@ -122,7 +125,9 @@ def write_card(
     lines = ["---", *told, "---", "", f"# {name}", "", f"{what}, by adapterhub {__version__}.", ""]
     lines += ["## Adapters", "", "| Adapter | Version | Weight | Digest |", "|---|---|---|---|"]
     lines += [_row(layer) for layer in layers]
-    lines += ["", f"Combined by `{combination}`, in float32, rounded once to {dtype}.", ""]
+    lines += ["", f"Combined by `{rule}` ({rule.row.paper}), in float32, rounded once to {dtype}.", ""]
+    if truncation is not None:
+        lines += [f"The rank of the combined change leaves out {truncation.error:.1%} of it.", ""]
     if report is not None:
         lines += [f"Of the adapters' change, {report.kept:.1%} is in the rounded weights.", ""]
     lines += ["## Base model", "", f"- id: {base.id}"]

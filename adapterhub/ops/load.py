@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.bases import BaseRecord, BaseStore
-from adapterhub.catalog.combinations import combination_named
+from adapterhub.catalog.combinations import Rule, rule_of
 from adapterhub.catalog.methods import METHODS
 from adapterhub.environment import ActiveLayer, Environment, ResolvedStack, find_environment
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
 from adapterhub.fingerprints import Verdict, chat_template_digest, compare, read_config, tokenizer_digest
+from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.package import require_intact
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.project import DEFAULT_STACK
-from adapterhub.spec.stack import Stack
+from adapterhub.spec.stack import DEFAULT_COMBINATION, Parameters, Stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from adapterhub.algebra.delta import Truncation
+
 TASK = "CAUSAL_LM"
+# An error below this is not told from none in a percentage with one digit.
+_VISIBLE = 0.0005
 # compare's verdicts that let a base pass with a warning; EXACT needs none, DIFFERENT is refused.
 _WARNINGS = {
     Verdict.SIBLING: "a relative of it, with other weights",
@@ -36,12 +41,14 @@ _WARNINGS = {
 class LoadPlan(Plan):
     """What will be in memory: a base model and the adapters folded into it, in order.
 
-    tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why this stack, where none was named.
-    device, dtype: as asked for; `auto` is decided by the hardware, when the model is loaded.
+    rule: how the adapters become one. tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why
+    this stack, where none was named. device, dtype: as asked for; `auto` is decided by the hardware, when the model is
+    loaded.
     """
 
     base: BaseRecord
     stack: ResolvedStack
+    rule: Rule = field(default_factory=lambda: rule_of(DEFAULT_COMBINATION))
     tokenizer: Path | None = None
     chosen: str | None = None
     device: str = "auto"
@@ -53,7 +60,7 @@ class LoadPlan(Plan):
         return (
             ("base", f"{self.base.ref.id} ({self.base.path})"),
             ("stack", ", ".join(map(layer_label, self.stack.layers)) or "none: the bare base model"),
-            ("combination", self.stack.combination),
+            ("combination", str(self.rule)),
             ("tokenizer", str(self.tokenizer) if self.tokenizer else "the base's"),
             ("device", self.device),
             ("dtype", self.dtype),
@@ -65,7 +72,7 @@ class LoadPlan(Plan):
         return Plan.to_data(self) | {
             "base": self.base.ref.id,
             "stack": [layer_data(layer) for layer in self.stack.layers],
-            "combination": self.stack.combination,
+            **self.rule.to_data(),
             "tokenizer": str(self.tokenizer) if self.tokenizer else None,
             "device": self.device,
             "dtype": self.dtype,
@@ -77,7 +84,8 @@ class Loaded:
     """A model and its tokenizer, ready for transformers: `model, tokenizer = adapterhub.load("medical,spanish")`.
 
     The stack is folded into the model's weights, so it is a plain transformers model of the base's class; it is in eval
-    mode and its weights take no gradient. stack: what was folded in. base: where the base came from.
+    mode and its weights take no gradient. stack: what was folded in. base: where the base came from. rule: how the
+    adapters became one. truncation: what that lost by a limit of the rank; None where nothing was cut.
     """
 
     model: PreTrainedModel
@@ -86,6 +94,8 @@ class Loaded:
     base: BaseRecord
     device: str
     dtype: str
+    rule: Rule = field(default_factory=lambda: rule_of(DEFAULT_COMBINATION))
+    truncation: Truncation | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the model, then the tokenizer."""
@@ -111,7 +121,9 @@ def layer_data(layer: ActiveLayer) -> dict[str, object]:
     }
 
 
-def parse_stack(text: str | None) -> Stack | None:
+def parse_stack(
+    text: str | None, *, combination: str | None = None, parameters: Parameters | None = None
+) -> Stack | None:
     """Read what was written after --stack; None where nothing was, and no layers (the bare base) for an empty text.
 
     Raises:
@@ -122,7 +134,7 @@ def parse_stack(text: str | None) -> Stack | None:
     if not text.strip():
         return Stack(layers=())
     try:
-        return Stack.parse(text)
+        return Stack.parse(text, combination=combination or DEFAULT_COMBINATION, parameters=parameters)
     except ValueError as error:
         raise UsageError(str(error), where="--stack") from error
 
@@ -131,6 +143,8 @@ def plan_load(
     stack: str | None = None,
     *,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     device: str | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
@@ -139,17 +153,19 @@ def plan_load(
     """Find a stack's packages and its base model, and check that they are whole and belong together; no torch.
 
     Without a stack: the project's `default` stack, else its only adapter, else the bare base model, which is also what
-    an empty one (`""`) asks for.
+    an empty one (`""`) asks for. Without a combination: that of the stack; a parameter given here goes before its.
 
     Raises:
-        UsageError: a word names nothing, or nothing says which base model. UnsatisfiedError: something is not there.
+        UsageError: a word names nothing, nothing says which base model, or the combination cannot be made so.
+        UnsatisfiedError: something is not there.
         IntegrityError: a package's files are not those of its manifest.
         IncompatibleError: an adapter does not fit the base, or cannot be folded into it.
     """
     settings = settings if settings is not None else read_settings()
     environment = find_environment(cwd, settings)
-    resolved = environment.resolve_stack(parse_stack(stack), cwd=cwd)
-    combination_named(resolved.combination)
+    wanted_stack = parse_stack(stack, combination=combination, parameters=parameters)
+    resolved = _combined(environment.resolve_stack(wanted_stack, cwd=cwd), combination, parameters)
+    rule = rule_of(resolved.combination, resolved.parameters)
     for layer in resolved.layers:
         require_intact(layer.package)
     store = BaseStore(settings)
@@ -163,12 +179,24 @@ def plan_load(
         warnings=warnings,
         base=record,
         stack=resolved,
+        rule=rule,
         tokenizer=_tokenizer_of(record, resolved),
         chosen=None if stack is not None else _choice(environment, resolved, record),
         device=device or "auto",
         dtype=dtype or "auto",
         threads=settings.threads,
     )
+
+
+def _combined(resolved: ResolvedStack, combination: str | None, parameters: Parameters | None) -> ResolvedStack:
+    """Return a stack combined as the caller says, and for what was not said as its own file does.
+
+    Parameters of a stack's own combination say nothing about another one.
+    """
+    given = parameters or Parameters()
+    if combination is None or combination == resolved.combination:
+        return replace(resolved, parameters=given.over(resolved.parameters))
+    return replace(resolved, combination=combination, parameters=given)
 
 
 def _base_id(base: str | None, resolved: ResolvedStack, environment: Environment, store: BaseStore) -> str:
@@ -317,16 +345,19 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
     """
     from adapterhub.engine.stack import load_stack
 
+    limit_blas_threads(plan.threads)
     with progress.task(f"load {plan.base.ref.id}", total=None):
         loaded = load_stack(
             plan.base,
             [(layer.package, layer.weight) for layer in plan.stack.layers],
-            combination=plan.stack.combination,
+            rule=plan.rule,
             tokenizer=plan.tokenizer,
             device=plan.device,
             dtype=plan.dtype,
             threads=plan.threads,
         )
+    if loaded.truncation is not None:
+        progress.note(truncation_note(plan.rule, loaded.truncation))
     return Loaded(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
@@ -334,13 +365,23 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
         base=plan.base,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        rule=plan.rule,
+        truncation=loaded.truncation,
     )
+
+
+def truncation_note(rule: Rule, truncation: Truncation) -> str:
+    """Say what a combination lost by the rank of its result."""
+    limit = "a higher --rank keeps more" if truncation.error >= _VISIBLE else "the rank is enough"
+    return f"{rule}: the rank of the result leaves out {truncation.error:.1%} of the change ({limit})"
 
 
 def load(
     stack: str | None = None,
     *,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     device: str | None = None,
     dtype: str | None = None,
     settings: Settings | None = None,
@@ -355,6 +396,8 @@ def load(
     Args:
         stack: words with weights (1.0 by default): aliases, named stacks, `org/name` or `./path`.
         base: the base model's id in the base store; default: the one the adapters were trained on.
+        combination: how the adapters become one (docs/stacking.md); default: as the stack says, else the exact sum.
+        parameters: what the combination takes (density, rank, seed, scale, normalize); default: the stack's, its own.
         device: `auto` (default), `cpu`, `cuda`, `cuda:0`, `mps`.
         dtype: `auto` (default), `float32`, `bfloat16`, `float16`.
         settings: where things lie; default: from the environment.
@@ -364,7 +407,16 @@ def load(
     Raises:
         What `plan_load` and `load_planned` raise.
     """
-    plan = plan_load(stack, base=base, device=device, dtype=dtype, settings=settings, cwd=cwd)
+    plan = plan_load(
+        stack,
+        base=base,
+        combination=combination,
+        parameters=parameters,
+        device=device,
+        dtype=dtype,
+        settings=settings,
+        cwd=cwd,
+    )
     for warning in plan.warnings:
         progress.note(warning)
     return load_planned(plan, progress=progress)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
@@ -16,21 +16,24 @@ from adapterhub.errors import LocalIOError, UsageError
 from adapterhub.files import new_folder
 from adapterhub.fingerprints import read_config
 from adapterhub.ops import _merged
-from adapterhub.ops.load import LoadPlan, layer_data, layer_label, parse_stack, plan_load
+from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops.load import LoadPlan, layer_data, layer_label, parse_stack, plan_load, truncation_note
 from adapterhub.package import derive_manifest, name_of_folder, write_manifest
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
+from adapterhub.spec._decode import freeze
 from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.stack import Parameters, Stack
 
 if TYPE_CHECKING:
-    from adapterhub.algebra.delta import StackDelta
+    from adapterhub.algebra.delta import StackDelta, Truncation
     from adapterhub.algebra.fuse import FusePlan, FuseReport
+    from adapterhub.spec._decode import Frozen
 
 # A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
 FIRST_VERSION = Version("0.1.0")
-# The products are thin and small: threads win nothing on an idle machine, and on a busy one OpenBLAS's wait for each
-# other in a loop that made a merge twenty times slower.
-BLAS_THREADS = 1
+# Where a limit of the rank leaves out more of the change than this, it should be weighed.
+MUCH_TRUNCATED = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +60,7 @@ class MergePlan(Plan):
         return (
             ("base", f"{self.load.base.ref.id} ({self.load.base.path})"),
             ("stack", ", ".join(map(layer_label, self.load.stack.layers))),
-            ("combination", self.load.stack.combination),
+            ("combination", str(self.load.rule)),
             ("changes", f"{len(self.fuse.binding.edits)} tensors, rank {rank}"),
             ("dtype", self.output_dtype),
             ("output", f"{self.out} ({'one adapter' if self.as_adapter else 'a full checkpoint'})"),
@@ -69,7 +72,7 @@ class MergePlan(Plan):
         return Plan.to_data(self) | {
             "base": self.load.base.ref.id,
             "stack": [layer_data(layer) for layer in self.load.stack.layers],
-            "combination": self.load.stack.combination,
+            **self.load.rule.to_data(),
             "out": str(self.out),
             "as_adapter": self.as_adapter,
             "dtype": self.output_dtype,
@@ -79,21 +82,32 @@ class MergePlan(Plan):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeResult:
-    """What was written. report: how much of every module's change survived the rounding; None for an adapter."""
+    """What was written. report: how much of every module's change survived the rounding; None for an adapter.
+
+    truncation: what the combination lost by its rank before that; None where nothing was cut.
+    """
 
     path: Path
     plan: MergePlan
     report: FuseReport | None = None
+    truncation: Truncation | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a person should weigh before using the result."""
+        return (*self._truncated(), *self._rounded())
+
+    def _truncated(self) -> Iterator[str]:
+        if self.truncation is not None and self.truncation.error > MUCH_TRUNCATED:
+            yield truncation_note(self.plan.load.rule, self.truncation)
+
+    def _rounded(self) -> Iterator[str]:
         if self.report is None or not self.report.low:
-            return ()
+            return
         worst = min(self.report.low, key=lambda module: module.kept)
-        return (
+        yield (
             f"{len(self.report.low)} of {len(self.report.modules)} modules lost much of their change by rounding to "
-            f"{self.plan.output_dtype} ({worst.module} kept {worst.kept:.0%}); --dtype float32 keeps all of it",
+            f"{self.plan.output_dtype} ({worst.module} kept {worst.kept:.0%}); --dtype float32 keeps all of it"
         )
 
     def to_data(self) -> dict[str, object]:
@@ -102,7 +116,8 @@ class MergeResult:
             "path": str(self.path),
             "base": self.plan.load.base.ref.id,
             "stack": [layer_data(layer) for layer in self.plan.load.stack.layers],
-            "combination": self.plan.load.stack.combination,
+            **self.plan.load.rule.to_data(),
+            "truncation_error": self.truncation.error if self.truncation else None,
             "as_adapter": self.plan.as_adapter,
             "dtype": self.plan.output_dtype,
             "bytes": self.plan.size,
@@ -116,6 +131,8 @@ def plan_merge(
     *,
     stack: str | None = None,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     dtype: str | None = None,
     as_adapter: bool = False,
     settings: Settings | None = None,
@@ -127,7 +144,7 @@ def plan_merge(
 
     Args:
         out: the folder to make.
-        stack, base, settings, cwd: as `ops.load.plan_load`.
+        stack, base, combination, parameters, settings, cwd: as `ops.load.plan_load`.
         dtype: `float32`, `bfloat16` or `float16`; None keeps the base's.
         as_adapter: write the stack as one LoRA in normal form rather than merged weights.
 
@@ -142,10 +159,11 @@ def plan_merge(
     settings = settings if settings is not None else read_settings()
     if as_adapter and dtype is not None:
         raise UsageError("--dtype is for merged weights: an adapter's factors are float32", where=f"--dtype {dtype}")
-    _require_stack(stack, settings, cwd)
+    chosen = parse_stack(stack, combination=combination, parameters=parameters)
+    _require_stack(chosen, settings, cwd)
     _require_free(out)
-    load = plan_load(stack, base=base, settings=settings, cwd=cwd)
-    delta = combine([(layer.package, layer.weight) for layer in load.stack.layers], load.stack.combination)
+    load = plan_load(stack, base=base, combination=combination, parameters=parameters, settings=settings, cwd=cwd)
+    delta = combine([(layer.package, layer.weight) for layer in load.stack.layers], load.rule)
     fuse = plan_fuse(load.base.path, delta, read_config(load.base.path), dtype=dtype)
     size = _adapter_size(delta) if as_adapter else fuse.size
     _require_space(out, size)
@@ -174,25 +192,26 @@ def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
         IncompatibleError: an adapter or a merged weight is not finite, or does not fit float16.
         IntegrityError: a file changed since it was planned. LocalIOError: the disk said no.
     """
-    if "numpy" not in sys.modules:  # read once, when numpy is loaded
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(plan.load.threads or BLAS_THREADS))
+    limit_blas_threads(plan.load.threads)
     with new_folder(plan.out) as folder:
         report = None
         if plan.as_adapter:
-            _write_adapter(plan, folder, progress)
+            truncation = _write_adapter(plan, folder, progress)
         else:
             report = _write_model(plan, folder, progress)
+            truncation = _total(module.truncation for module in report.modules)
         load = plan.load
         _merged.write_card(
             folder,
             name_of_folder(plan.out),
             load.base.ref,
             load.stack.layers,
-            load.stack.combination,
+            load.rule,
             report=report,
+            truncation=truncation,
             dtype=plan.output_dtype,
         )
-    return MergeResult(path=plan.out, plan=plan, report=report)
+    return MergeResult(path=plan.out, plan=plan, report=report, truncation=truncation)
 
 
 def _write_model(plan: MergePlan, folder: Path, progress: Progress) -> FuseReport:
@@ -205,13 +224,26 @@ def _write_model(plan: MergePlan, folder: Path, progress: Progress) -> FuseRepor
     return report
 
 
-def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> None:
+def _total(measured: Iterable[Truncation | None]) -> Truncation | None:
+    """Return what all modules lost by a limit of the rank, None where none was cut."""
+    found = [item for item in measured if item is not None]
+    return sum(found[1:], found[0]) if found else None
+
+
+def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> Truncation | None:
     from adapterhub.algebra.fuse import check_copies
     from adapterhub.algebra.normal_form import write_normal_form
 
     base, layers = plan.load.base.ref, plan.load.stack.layers
     check_copies(plan.fuse)
-    write_normal_form(plan.delta, folder, base_model=base.id, progress=progress)
+    cuts: list[Truncation | None] = []
+    write_normal_form(
+        plan.delta,
+        folder,
+        base_model=base.id,
+        loaded=lambda low: cuts.append(low.truncation),
+        progress=progress,
+    )
     if plan.load.tokenizer is not None:
         _merged.copy_tokenizer(plan.load.tokenizer, folder)
     manifests = [layer.package.manifest for layer in layers]
@@ -224,13 +256,29 @@ def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> None:
         license=licenses.pop() if len(licenses) == 1 else None,
         domains=tuple(sorted({word for manifest in manifests for word in manifest.domains})),
         languages=tuple(sorted({word for manifest in manifests for word in manifest.languages})),
+        extra=MappingProxyType({"merged": _merged_from(plan)}),
     )
     write_manifest(folder, manifest)
+    return _total(cuts)
 
 
-def _require_stack(stack: str | None, settings: Settings, cwd: Path | None) -> None:
+def _merged_from(plan: MergePlan) -> Frozen:
+    """Return what a merged adapter was made of and how, its seed with it: enough to make it again."""
+    members = [
+        {
+            "name": layer.package.manifest.name,
+            "version": str(layer.package.manifest.version),
+            "manifest": None if layer.package.derived else str(layer.package.manifest.digest),
+            "weight": layer.weight,
+        }
+        for layer in plan.load.stack.layers
+    ]
+    return freeze({**plan.load.rule.to_data(), "members": members})
+
+
+def _require_stack(stack: Stack | None, settings: Settings, cwd: Path | None) -> None:
     environment = find_environment(cwd, settings)
-    if environment.resolve_stack(parse_stack(stack), cwd=cwd).layers:
+    if environment.resolve_stack(stack, cwd=cwd).layers:
         return
     words = ", ".join(environment.words())
     raise UsageError(

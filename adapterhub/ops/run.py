@@ -13,6 +13,7 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings
 from adapterhub.spec.generation import Generation
 from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.stack import Parameters
 
 _SHOWN = 60
 
@@ -67,7 +68,7 @@ class RunResult:
             "seconds": round(self.seconds, 3),
             "base": self.loaded.base.ref.id,
             "stack": [layer_data(layer) for layer in self.loaded.stack.layers],
-            "combination": self.loaded.stack.combination,
+            **self.loaded.rule.to_data(),
             "device": self.loaded.device,
             "dtype": self.loaded.dtype,
         }
@@ -78,6 +79,8 @@ def plan_run(
     *,
     stack: str | None = None,
     base: str | None = None,
+    combination: str | None = None,
+    parameters: Parameters | None = None,
     system: str | None = None,
     raw: bool = False,
     generation: Generation | None = None,
@@ -97,7 +100,16 @@ def plan_run(
         raise UsageError(
             "a system prompt has no place: --raw leaves the chat template out", hint="write it into the prompt"
         )
-    load = plan_load(stack, base=base, device=device, dtype=dtype, settings=settings, cwd=cwd)
+    load = plan_load(
+        stack,
+        base=base,
+        combination=combination,
+        parameters=parameters,
+        device=device,
+        dtype=dtype,
+        settings=settings,
+        cwd=cwd,
+    )
     options = generation if generation is not None else Generation()
     return RunPlan(
         verb="run",

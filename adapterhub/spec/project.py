@@ -144,9 +144,10 @@ def _registries(r: Reader) -> dict[str, str]:
 
 
 def _stack_data(stack: Stack) -> object:
-    if stack.combination == DEFAULT_COMBINATION:
+    if stack.combination == DEFAULT_COMBINATION and not stack.parameters.to_data():
         return str(stack)
-    return {"layers": [_layer_data(layer) for layer in stack.layers], "combination": stack.combination}
+    layers = [_layer_data(layer) for layer in stack.layers]
+    return {"layers": layers, "combination": stack.combination} | stack.parameters.to_data()
 
 
 def _layer_data(layer: StackLayer) -> dict[str, object]:

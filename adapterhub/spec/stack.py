@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 
 from adapterhub.spec._decode import MAX_TEXT, Reader, repeated
 
@@ -22,14 +23,59 @@ class StackLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What is said about a combination beside its name; None: nothing, its own default holds.
+
+    density: the share of entries that a rule keeps, in (0, 1]. rank: the most a module's result may have, at least 1.
+    seed: of the random numbers, 0 or more. scale: λ, written `lambda`. normalize: the weights are divided by the sum of
+    their magnitudes.
+    """
+
+    density: float | None = None
+    rank: int | None = None
+    seed: int | None = None
+    scale: float | None = None
+    normalize: bool | None = None
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is out of its range, as `name: what is wrong`."""
+        if self.density is not None and not 0 < self.density <= 1:
+            yield f"density: is {self.density:g}, it has to be above 0 and at most 1"
+        if self.rank is not None and not 1 <= self.rank < 2**31:
+            yield f"rank: is {self.rank}, it has to be at least 1"
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            yield f"seed: is {self.seed}, it has to be at least 0 and below 2^63"
+        if self.scale is not None and not math.isfinite(self.scale):
+            yield f"lambda: is {self.scale}, it has to be finite"
+
+    def over(self, other: Parameters) -> Parameters:
+        """Return these, and for what they leave open the other's."""
+        names = [item.name for item in fields(self)]
+        mine = {name: getattr(self, name) for name in names}
+        return Parameters(**{name: getattr(other, name) if mine[name] is None else mine[name] for name in names})
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data of what is said, by the names that files have."""
+        told = {
+            "density": self.density,
+            "rank": self.rank,
+            "seed": self.seed,
+            "lambda": self.scale,
+            "normalize": self.normalize,
+        }
+        return {key: value for key, value in told.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Layers in order and how their deltas become one; weights are used as they stand, never normalised."""
+    """Layers in order and how their deltas become one; weights are used as they stand unless `normalize` is said."""
 
     layers: tuple[StackLayer, ...]
     combination: str = DEFAULT_COMBINATION
+    parameters: Parameters = field(default_factory=Parameters)
 
     @classmethod
-    def parse(cls, text: str, *, combination: str = DEFAULT_COMBINATION) -> Stack:
+    def parse(cls, text: str, *, combination: str = DEFAULT_COMBINATION, parameters: Parameters | None = None) -> Stack:
         """Read `medical,spanish=0.5`.
 
         Raises:
@@ -47,7 +93,7 @@ class Stack:
             layers.append(StackLayer(word=word.strip(), weight=_weight(word, weight)))
         if twice := repeated(layer.word for layer in layers):
             raise ValueError(f"{twice[0]!r} comes twice in the stack; give it one weight")
-        return cls(layers=tuple(layers), combination=combination)
+        return cls(layers=tuple(layers), combination=combination, parameters=parameters or Parameters())
 
     def __str__(self) -> str:
         return ",".join(map(str, self.layers))
@@ -64,7 +110,10 @@ def _weight(word: str, text: str) -> float:
 
 
 def read_stack(data: object, reader: Reader, key: str) -> Stack:
-    """Read a stack of adapters.yaml: `"a,b=0.5"`, or `{layers: [{adapter: a, weight: 0.5}], combination: sum}`."""
+    """Read a stack of adapters.yaml: `"a,b=0.5"`, or `{layers: [{adapter: a, weight: 0.5}], combination: sum}`.
+
+    In the second form the combination's parameters may stand too: density, rank, seed, lambda, normalize.
+    """
     if isinstance(data, str):
         try:
             return Stack.parse(data)
@@ -79,5 +128,21 @@ def read_stack(data: object, reader: Reader, key: str) -> Stack:
     if not layers and inner.clean:
         inner.fault("layers", "a stack needs at least one layer")
     combination = inner.string("combination", DEFAULT_COMBINATION)
+    parameters = _read_parameters(inner)
     inner.finish(known=("layers",))
-    return Stack(layers=tuple(layers), combination=combination)
+    return Stack(layers=tuple(layers), combination=combination, parameters=parameters)
+
+
+def _read_parameters(r: Reader) -> Parameters:
+    value = Parameters(
+        density=r.number("density") if "density" in r else None,
+        rank=r.integer("rank", minimum=1) if "rank" in r else None,
+        seed=r.integer("seed") if "seed" in r else None,
+        scale=r.number("lambda") if "lambda" in r else None,
+        normalize=r.boolean("normalize") if "normalize" in r else None,
+    )
+    if r.clean:
+        for fault in value.faults():
+            key, _, message = fault.partition(": ")
+            r.fault(key, message)
+    return value

@@ -7,10 +7,11 @@ import re
 import pytest
 
 from adapterhub.catalog.checks import CHECKS
-from adapterhub.catalog.combinations import COMBINATIONS, combination_named
+from adapterhub.catalog.combinations import COMBINATIONS, combination_named, rule_of
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.errors import ExitCode, UsageError
 from adapterhub.spec.report import Report, Severity
+from adapterhub.spec.stack import Parameters
 
 
 def test_tasks_are_looked_up_by_pefts_names():
@@ -31,14 +32,39 @@ def test_tasks_are_pefts_and_transformers():
         assert hasattr(transformers, task.auto_class)
 
 
-def test_only_the_sum_is_available():
-    assert combination_named("sum").available
-    with pytest.raises(UsageError, match="ties cannot be computed yet"):
-        combination_named("ties")
+def test_combinations_are_whole_and_looked_up_by_name():
+    for name, row in COMBINATIONS.items():
+        assert combination_named(name) is row and row.name == name and row.available
+        assert row.title and row.formula and re.match(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/.+)$", row.paper)
+        assert row.density is None or 0 < row.density <= 1
+        assert not (row.exact and (row.needs_seed or row.density))
     with pytest.raises(UsageError) as caught:
         combination_named("dare-ties")
     assert caught.value.hint == "did you mean dare_ties?"
-    assert [row.name for row in COMBINATIONS.values() if row.available] == ["sum"]
+
+
+def test_a_rule_has_every_parameter_and_takes_no_other():
+    assert str(rule_of("sum")) == "sum" and rule_of("sum").exact
+    assert str(rule_of("ties")) == "ties (density 0.2, lambda 1)"
+    given = Parameters(density=0.5, rank=16, seed=3, scale=2, normalize=True)
+    rule = rule_of("dare_ties", given)
+    assert str(rule) == "dare_ties (density 0.5, lambda 2, seed 3, rank 16, normalized)"
+    assert rule.to_data() == {
+        "combination": "dare_ties",
+        "density": 0.5,
+        "lambda": 2,
+        "seed": 3,
+        "rank": 16,
+        "normalize": True,
+    }
+    assert rule_of("dare_linear").seed == 0 and rule_of("linear").normalize
+    assert not rule_of("sum", Parameters(rank=8)).exact
+    with pytest.raises(UsageError) as caught:
+        rule_of("sum", given)
+    assert [fault.partition(":")[0] for fault in caught.value.details] == ["density", "seed", "lambda"]
+    with pytest.raises(UsageError) as caught:
+        rule_of("dare_ties", Parameters(density=0.0, rank=0, seed=-1, scale=float("nan")))
+    assert len(caught.value.details) == 4
 
 
 def test_checks_are_whole():

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapterhub import schemas
 from adapterhub.errors import InvalidFileError
 from adapterhub.spec.project import Project
-from adapterhub.spec.stack import Stack, StackLayer
+from adapterhub.spec.stack import Parameters, Stack, StackLayer
 
 WORDS = st.from_regex(r"[a-z][a-z0-9_/-]{0,8}", fullmatch=True)
 LAYERS = st.lists(
@@ -54,3 +55,29 @@ def test_a_stack_with_a_combination_round_trips() -> None:
     project = Project.from_data(data)
     assert project.stacks["s"].combination == "ties"
     assert Project.from_data(project.to_data()) == project
+
+
+def test_the_parameters_of_a_combination_round_trip() -> None:
+    said = {"density": 0.5, "rank": 16, "seed": 0, "lambda": 1.5, "normalize": False}
+    stack = {"layers": [{"adapter": "a", "weight": 1.0}], "combination": "dare_ties"}
+    data = {"project_version": "1.0", "adapters": {"a": "o/a"}, "stacks": {"s": stack | said}}
+    project = Project.from_data(data)
+    parameters = project.stacks["s"].parameters
+    assert parameters == Parameters(density=0.5, rank=16, seed=0, scale=1.5, normalize=False)
+    assert project.to_data()["stacks"] == data["stacks"]
+    assert Project.from_data(project.to_data()) == project
+    assert not schemas.check("project", data, where="adapters.yaml")
+    assert Parameters(rank=4).over(parameters) == Parameters(density=0.5, rank=4, seed=0, scale=1.5, normalize=False)
+    # Parameters of the exact sum are kept as well: a rank is a limit for it too.
+    limited = {"s": {"layers": [{"adapter": "a", "weight": 1.0}], "combination": "sum", "rank": 3}}
+    assert Project.from_data(data | {"stacks": limited}).to_data()["stacks"] == limited
+
+
+@pytest.mark.parametrize(
+    "said", [{"density": 0}, {"density": 1.5}, {"rank": 0}, {"seed": -1}, {"lambda": "x"}, {"normalize": 1}, {"k": 1}]
+)
+def test_parameters_out_of_their_range(said: dict[str, object]) -> None:
+    stack = {"layers": [{"adapter": "a"}], "combination": "dare_ties"} | said
+    with pytest.raises(InvalidFileError, match=f"stacks.s.{next(iter(said))}"):
+        Project.from_data({"project_version": "1.0", "adapters": {"a": "o/a"}, "stacks": {"s": stack}})
+    assert schemas.check("project", {"project_version": "1.0", "stacks": {"s": stack}}, where="adapters.yaml")
