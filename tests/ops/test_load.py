@@ -273,3 +273,29 @@ def test_a_module_that_the_base_lacks_is_refused(world: World, tmp_path: Path) -
     with pytest.raises(IncompatibleError) as caught:
         load(str(folder), settings=world.settings, cwd=world.project, device="cpu")
     assert any("model.layers.2.self_attn.q_proj" in detail for detail in caught.value.details)
+
+
+def test_a_stack_package_loads_what_its_members_load_by_name(world: World) -> None:
+    two_installed(world)
+    world.publish_stack("acme/clinic", {"acme/medical-lora": 0.5, "acme/spanish-lora": -2.0})
+    world.install("acme/clinic")
+    found = plan(world, "clinic=0.5")
+    assert words(found) == [("acme/medical-lora", 0.25), ("acme/spanish-lora", -1.0)]
+    named = plan(world, "medical=0.25,spanish=-1")
+    assert [layer.package.path for layer in found.stack.layers] == [layer.package.path for layer in named.stack.layers]
+
+
+@pytest.mark.engine
+def test_a_stack_package_is_folded_as_its_members_are(world: World) -> None:
+    world.publish("acme/medical-lora", seed=1)
+    world.publish("acme/spanish-lora", seed=2)
+    world.publish_stack("acme/clinic", {"acme/medical-lora": 0.5, "acme/spanish-lora": -2.0})
+    world.install("acme/clinic")
+    model, _ = load("clinic", settings=world.settings, cwd=world.project, dtype="float32")
+    named, _ = load(
+        "acme/medical-lora=0.5,acme/spanish-lora=-2", settings=world.settings, cwd=world.project, dtype="float32"
+    )
+    bare, _ = load("", base="tiny-llama", settings=world.settings, cwd=world.project, dtype="float32")
+    weights, same, other = (dict(one.state_dict()) for one in (model, named, bare))
+    assert all((weights[name] == same[name]).all() for name in weights)
+    assert any((weights[name] != other[name]).any() for name in weights)
