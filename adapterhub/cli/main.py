@@ -68,9 +68,13 @@ class Row(NamedTuple):
 
 
 COMMANDS: tuple[Row, ...] = (
+    Row("plan", "adapterhub.cli.plan:command", "Make", "Estimate what a training takes in memory and time."),
+    Row("data", "adapterhub.cli.data:command", "Make", "Show the rows a recipe trains on, and what is learned."),
     Row("build", "adapterhub.cli.build:command", "Make", "Train an adapter from a recipe."),
     Row("validate", "adapterhub.cli.validate:command", "Make", "Check that a package is sound and fits its base."),
     Row("pack", "adapterhub.cli.pack:command", "Make", "Write the manifest of a plain PEFT folder."),
+    Row("compress", "adapterhub.cli.compress:command", "Make", "Lower an adapter's rank, and report the error."),
+    Row("extract", "adapterhub.cli.extract:command", "Make", "Make an adapter of a full fine-tune and its base."),
     Row("publish", "adapterhub.cli.publish:command", "Make", "Put a package into a registry."),
     Row("yank", "adapterhub.cli.yank:command", "Make", "Mark a published version as not to be chosen any more."),
     Row("search", "adapterhub.cli.search:command", "Find", "Search a registry for adapters."),

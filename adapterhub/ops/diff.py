@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from adapterhub.errors import IncompatibleError
+from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._heat_map import Place, places_of
-from adapterhub.ops._numeric import limit_threads
 from adapterhub.ops.inspect import notes_on, refuse_stack
 from adapterhub.ops.validate import find_folder
 from adapterhub.package import Package, open_package
@@ -161,7 +161,7 @@ def diff(
         package's files contradict each other. IntegrityError: a header is malformed.
     """
     settings = settings if settings is not None else read_settings()
-    limit_threads(settings)
+    limit_blas_threads(settings.threads)
     packages = [open_package(find_folder(word, settings=settings, cwd=cwd)) for word in (one, other)]
     for package in packages:
         refuse_stack(package)

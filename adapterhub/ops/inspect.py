@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from adapterhub.bases import BaseStore
 from adapterhub.errors import IncompatibleError, IntegrityError, UnsatisfiedError
 from adapterhub.fingerprints import Verdict, compare, read_config
+from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._heat_map import HeatMap, Place, heat_map, places_of
-from adapterhub.ops._numeric import limit_threads
 from adapterhub.ops.validate import find_folder
 from adapterhub.package import Package, check_payload, open_package
 from adapterhub.progress import SILENT, Progress
@@ -189,7 +189,7 @@ def inspect(
     from adapterhub.algebra.delta import read_factors
 
     settings = settings if settings is not None else read_settings()
-    limit_threads(settings)
+    limit_blas_threads(settings.threads)
     opened = open_package(find_folder(package, settings=settings, cwd=cwd))
     refuse_stack(opened)
     try:
