@@ -25,7 +25,13 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202
 _LINE_BREAKS = re.compile("[\t\n\u2028\u2029]")
 _EMPTY_CELL = "-"
 _SIZE_UNITS = ("B", "KB", "MB", "GB", "TB")
-_COLORS = {"error": "\x1b[1;31m", "warning": "\x1b[1;33m", "hint": "\x1b[36m", "ok": "\x1b[1;32m"}
+_COLORS = {
+    "error": "\x1b[1;31m",
+    "warning": "\x1b[1;33m",
+    "hint": "\x1b[36m",
+    "ok": "\x1b[1;32m",
+    "marked": "\x1b[30;42m",
+}
 _RESET = "\x1b[0m"
 
 
@@ -142,6 +148,22 @@ def _json_escape(match: re.Match[str]) -> str:
 def print_lines(lines: Sequence[str]) -> None:
     """Write lines of data to stdout."""
     write("".join(f"{one_line(line)}\n" for line in lines))
+
+
+def print_marked(pieces: Sequence[tuple[str, bool]]) -> None:
+    """Write text some stretches of which are marked: coloured where colours show, in ⟦ ⟧ elsewhere.
+
+    A line break within a mark is written out as ↵ before it breaks the line.
+    """
+    drawn = []
+    for text, marked in pieces:
+        shown = visible(text)
+        if marked and _has_color(sys.stdout):
+            lines = shown.split("\n")
+            drawn.append(f"↵{_RESET}\n{_COLORS['marked']}".join(lines).join((_COLORS["marked"], _RESET)))
+        else:
+            drawn.append(shown.replace("\n", "↵\n").join("⟦⟧") if marked else shown)
+    _write_drawn("".join(drawn) + "\n")
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -40,6 +40,10 @@ class Example:
         """How many tokens carry a label; the first token has nothing before it to be predicted from."""
         return sum(label != IGNORED for label in self.labels[1:])
 
+    def cut(self, max_length: int) -> Example:
+        """Return the first `max_length` tokens."""
+        return replace(self, input_ids=self.input_ids[:max_length], labels=self.labels[:max_length])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
@@ -87,8 +91,7 @@ def encode_rows(
             )
         if len(example.input_ids) > max_length:
             truncated.append(row.place)
-            cut = slice(0, max_length)
-            example = replace(example, input_ids=example.input_ids[cut], labels=example.labels[cut])
+            example = example.cut(max_length)
         if example.trained:
             kept.append(example)
         else:
@@ -275,6 +278,25 @@ def _cannot_render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, spec
         hint="check the order of the roles",
         details=tuple(details),
     )
+
+
+def pieces(example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, bool], ...]:
+    """Return an example's text in stretches, each with whether its tokens are learned.
+
+    The text of a stretch is what its tokens add to those before it: alone, many tokenizers write them otherwise.
+    """
+    learned = [i > 0 and label != IGNORED for i, label in enumerate(example.labels)]
+    ends = [i for i in range(1, len(learned) + 1) if i == len(learned) or learned[i] != learned[i - 1]]
+    found, start, before = [], 0, ""
+    for end in ends:
+        through = tokenizer.decode(list(example.input_ids[:end]), skip_special_tokens=False)
+        if through.startswith(before):
+            text = through[len(before) :]
+        else:  # a character whose bytes are of two stretches
+            text = tokenizer.decode(list(example.input_ids[start:end]), skip_special_tokens=False)
+        found.append((text, learned[start]))
+        start, before = end, through
+    return tuple(found)
 
 
 def _shown(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.families import default_targets
 from adapterhub.catalog.methods import check_hyperparameters, method_named, require_buildable
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.documents import parse_yaml, read_yaml
-from adapterhub.errors import InvalidFileError, UsageError
+from adapterhub.errors import InvalidFileError, UnsatisfiedError, UsageError
+from adapterhub.ops._base_hub import is_at_revision
+from adapterhub.settings import Settings
 from adapterhub.spec._decode import Frozen, kind_of
 from adapterhub.spec.recipe import Recipe
 
@@ -70,6 +73,25 @@ def refuse_unsupported(recipe: Recipe, where: str) -> None:
             where=f"{where}: quantization",
             hint="remove it to train on the 16- or 32-bit base",
         )
+
+
+def find_base(recipe: Recipe, settings: Settings, *, where: str) -> BaseRecord:
+    """Return the record of a recipe's base model, at the revision that it names.
+
+    Raises:
+        UnsatisfiedError: it is not here (MissingBaseError where the Hub may have it), or of another revision.
+        IntegrityError: its folder changed.
+    """
+    record = BaseStore(settings).get(recipe.base_model, revision=recipe.base_revision)
+    if recipe.base_revision is not None and not is_at_revision(record, recipe.base_revision):
+        raise UnsatisfiedError(
+            f"the recipe wants revision {recipe.base_revision} of {recipe.base_model}, "
+            f"here is {record.ref.revision or 'one that names no revision'}",
+            where=f"{where}: base_model",
+            hint=f"`adapt base remove {recipe.base_model}`, then `adapt base add {recipe.base_model}"
+            f"#{recipe.base_revision}`; or write base_model: {recipe.base_model}",
+        )
+    return record
 
 
 def fill_hyperparameters(recipe: Recipe, *, model_type: str | None, where: str) -> Mapping[str, Frozen]:

@@ -10,15 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.engine.rows import Row, shared_rows
-from adapterhub.errors import LocalIOError, UnsatisfiedError
+from adapterhub.errors import LocalIOError
 from adapterhub.files import new_folder
-from adapterhub.ops._base_hub import is_at_revision
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
 from adapterhub.ops._estimate import BaseShape, read_base_shape, trainable_parameters, training_memory
 from adapterhub.ops._package import Trained, write_package
-from adapterhub.ops._recipes import fill_hyperparameters, read_recipe_with, refuse_unsupported
+from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
 from adapterhub.ops._rows import read_rows
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
@@ -158,7 +156,7 @@ def _prepare(
     out = out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"
     _require_free(out)
     train, held_out, data = read_rows(path.parent, recipe)
-    base = _find_base(recipe, settings, where)
+    base = find_base(recipe, settings, where=where)
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
     shape = read_base_shape(base.path, base.ref.model_type)
     trainable = trainable_parameters(shape, hyperparameters, where=f"{where}: hyperparameters")
@@ -221,19 +219,6 @@ def _require_free(out: Path) -> None:
         raise LocalIOError(
             "already exists and is not empty", where=str(out), hint="choose another folder with --out, or remove it"
         )
-
-
-def _find_base(recipe: Recipe, settings: Settings, where: str) -> BaseRecord:
-    record = BaseStore(settings).get(recipe.base_model, revision=recipe.base_revision)
-    if recipe.base_revision is not None and not is_at_revision(record, recipe.base_revision):
-        raise UnsatisfiedError(
-            f"the recipe wants revision {recipe.base_revision} of {recipe.base_model}, "
-            f"here is {record.ref.revision or 'one that names no revision'}",
-            where=f"{where}: base_model",
-            hint=f"`adapt base remove {recipe.base_model}`, then `adapt base add {recipe.base_model}"
-            f"#{recipe.base_revision}`; or write base_model: {recipe.base_model}",
-        )
-    return record
 
 
 def _row_warnings(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
