@@ -144,8 +144,8 @@ class Rule:
         """True when the result is the weighted sum itself."""
         return self.row.exact and self.rank is None
 
-    def to_data(self) -> dict[str, object]:
-        """Return plain JSON data: the name, and the parameters that it takes."""
+    def parameters(self) -> dict[str, float | int | bool]:
+        """Return the parameters that it takes, by the names that files and options have."""
         told = {
             "density": self.density,
             "lambda": self.scale,
@@ -153,14 +153,17 @@ class Rule:
             "rank": self.rank,
             "normalize": self.normalize or None,
         }
-        return {"combination": self.name} | {key: value for key, value in told.items() if value is not None}
+        return {key: value for key, value in told.items() if value is not None}
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {"combination": self.name, "parameters": self.parameters()}
 
     def __str__(self) -> str:
-        data = self.to_data()
-        name, normalize = data.pop("combination"), data.pop("normalize", False)
-        words = [f"{key} {value:g}" for key, value in data.items() if isinstance(value, int | float)]
-        words += ["normalized"] if normalize else []
-        return f"{name} ({', '.join(words)})" if words else str(name)
+        said = self.parameters()
+        words = [f"{key} {value:g}" for key, value in said.items() if key != "normalize"]
+        words += ["normalized"] if "normalize" in said else []
+        return f"{self.name} ({', '.join(words)})" if words else self.name
 
 
 def combination_named(name: str) -> Combination:

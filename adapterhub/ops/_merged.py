@@ -106,7 +106,8 @@ def write_card(
 ) -> None:
     """Write README.md: what was merged into what, with digests, and what the rounding left of it.
 
-    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out. Front matter: https://huggingface.co/docs/hub/model-cards.
+    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out.
+    Front matter: https://huggingface.co/docs/hub/model-cards.
     """
     front: dict[str, object] = {
         "base_model": base.id,

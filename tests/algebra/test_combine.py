@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 from adapterhub.algebra import elementwise
 from adapterhub.algebra.combine import FUNCTIONS, CombinedModule, Job, combine
-from adapterhub.algebra.delta import StackDelta
+from adapterhub.algebra.delta import StackDelta, read_factors
 from adapterhub.algebra.elementwise import Member, MergedRows, random_source
+from adapterhub.algebra.normal_form import write_normal_form
 from adapterhub.catalog.combinations import COMBINATIONS, Rule, rule_of
 from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.package import open_package
 from adapterhub.spec.stack import Parameters
 from tests.algebra import dense
-from tests.factory import tiny_llama, tiny_lora
+from tests.factory import edit_tensors, tiny_llama, tiny_lora
 
 DENSITY, SCALE, SEED = 0.3, 1.7, 5
 TOLERANCE = 1e-6
@@ -223,6 +224,29 @@ def test_adapters_of_different_modules(base: Path, tmp_path: Path, adapters: lis
     expected = dense.dare([np.zeros_like(delta), delta], DENSITY, SEED, name)[1]
     assert_close(total.modules[name].load().dense(), expected)
     assert combined(folders, (1.0, 2.0, 1.0), rule("ties")).modules[name].rank == 2
+
+
+def test_embeddings_are_combined_as_they_are_stored(base: Path, tmp_path: Path) -> None:
+    """(tokens, length): PEFT's lora_embedding_A is (r, tokens), its B (length, r)."""
+    rng, at = np.random.default_rng(3), "base_model.model.model.embed_tokens.lora_embedding_"
+    folders, deltas = [], []
+    for index in range(2):
+        pair = {f"{at}A": rng.normal(size=(2, 264)), f"{at}B": rng.normal(size=(32, 2))}
+        folder = tiny_lora(tmp_path / str(index), base, r=2, target_modules=("q_proj",), manifest=False)
+        edit_tensors(folder / "adapter_model.safetensors", lambda tensors, pair=pair: tensors | pair)
+        folders.append(folder)
+        deltas.append(4 * (pair[f"{at}B"] @ pair[f"{at}A"]).T)
+    for name in ("ties", "knots"):
+        total = combined(folders, (1.0, 1.0), rule(name, density=DENSITY, scale=SCALE, rank=FULL))
+        low = total.modules["model.embed_tokens"]
+        assert low.embedding and low.shape == (264, 32)
+        made = dense.ties(deltas, DENSITY, SCALE) if name == "ties" else dense.knots(deltas, DENSITY, SCALE)
+        assert_close(low.load().dense(), made, 1e-5)
+        written = tmp_path / name
+        written.mkdir()
+        write_normal_form(total, written, base_model="tiny-llama")
+        again = read_factors(open_package(written)).modules["model.embed_tokens"].load()
+        assert again.dense().tobytes() == low.load().dense().tobytes()
 
 
 def test_a_large_module_takes_no_more_memory_than_a_few_row_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

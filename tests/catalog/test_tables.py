@@ -49,14 +49,8 @@ def test_a_rule_has_every_parameter_and_takes_no_other():
     given = Parameters(density=0.5, rank=16, seed=3, scale=2, normalize=True)
     rule = rule_of("dare_ties", given)
     assert str(rule) == "dare_ties (density 0.5, lambda 2, seed 3, rank 16, normalized)"
-    assert rule.to_data() == {
-        "combination": "dare_ties",
-        "density": 0.5,
-        "lambda": 2,
-        "seed": 3,
-        "rank": 16,
-        "normalize": True,
-    }
+    parameters = {"density": 0.5, "lambda": 2, "seed": 3, "rank": 16, "normalize": True}
+    assert rule.to_data() == {"combination": "dare_ties", "parameters": parameters}
     assert rule_of("dare_linear").seed == 0 and rule_of("linear").normalize
     assert not rule_of("sum", Parameters(rank=8)).exact
     with pytest.raises(UsageError) as caught:

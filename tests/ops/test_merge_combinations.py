@@ -18,7 +18,7 @@ from adapterhub.package import open_package
 from adapterhub.settings import Settings
 from adapterhub.spec.stack import Parameters
 from tests.algebra import dense
-from tests.factory import read_tensors, tiny_llama, tiny_lora
+from tests.factory import read_tensors, tiny_gpt2, tiny_llama, tiny_lora
 from tests.ops.test_merge import add_base
 
 TARGETS = ("q_proj", "down_proj")
@@ -73,14 +73,32 @@ def test_a_checkpoint_is_the_base_and_the_merged_adapter(
         assert (result.truncation.error > 0.05) == (name != "knots")
 
 
+def test_weights_that_are_stored_the_other_way_round(tmp_path: Path, settings: Settings) -> None:
+    """GPT-2's Conv1D holds (in, out): the combined change is added transposed."""
+    base = tiny_gpt2(tmp_path / "base")
+    add_base(base, settings, "tiny-gpt2")
+    how: dict[str, Any] = {"target_modules": ("c_attn",), "prefix": "transformer.", "base_id": "tiny-gpt2"}
+    folders = [tiny_lora(tmp_path / word, base, seed=seed, name=word, **how) for seed, word in enumerate("ab")]
+    parameters = Parameters(density=0.5)
+    stack = f"{folders[0]},{folders[1]}"
+    deltas = as_adapter(tmp_path, "one", settings, stack=stack, combination="ties", parameters=parameters)
+    merge(plan_merge(tmp_path / "out", stack=stack, combination="ties", parameters=parameters, settings=settings))
+    before, after = read_tensors(base), read_tensors(tmp_path / "out")
+    assert deltas
+    for module, delta in deltas.items():
+        name = f"{module.removeprefix('transformer.')}.weight"
+        np.testing.assert_allclose(after[name] - before[name], delta.T, rtol=0, atol=1e-6)
+        assert np.abs(delta).max() > 1e-3
+
+
 def test_a_merged_adapter_records_how_it_was_made(project: Path, settings: Settings) -> None:
     parameters = Parameters(density=0.5, rank=5, seed=11)
     how: dict[str, Any] = {"stack": "./a,./b=0.5", "combination": "dare_ties", "parameters": parameters}
     first = as_adapter(project, "one", settings, **how)
     package = open_package(project / "one")
     merged: Any = package.manifest.extra["merged"]
-    assert (merged["combination"], merged["seed"], merged["rank"]) == ("dare_ties", 11, 5)
-    assert (merged["density"], merged["lambda"]) == (0.5, 1.0)
+    assert merged["combination"] == "dare_ties"
+    assert dict(merged["parameters"]) == {"density": 0.5, "lambda": 1.0, "seed": 11, "rank": 5}
     members = [(member["name"], member["weight"], member["manifest"]) for member in merged["members"]]
     digests = [str(open_package(project / word).manifest.digest) for word in "ab"]
     assert members == [("a", 1.0, digests[0]), ("b", 0.5, digests[1])]
@@ -105,7 +123,7 @@ def test_a_named_stack_is_combined_as_it_says(project: Path, settings: Settings)
     plan = plan_load("careful", settings=settings)
     assert str(plan.rule) == "ties (density 0.4, lambda 1, rank 6)"
     data = plan_merge(project / "x", stack="careful", settings=settings).to_data()
-    assert (data["combination"], data["density"], data["rank"]) == ("ties", 0.4, 6)
+    assert data["parameters"] == {"density": 0.4, "lambda": 1.0, "rank": 6}
     # What is said on the spot goes before; another combination has none of its parameters.
     more = plan_load("careful", parameters=Parameters(rank=2, scale=3.0), settings=settings)
     assert str(more.rule) == "ties (density 0.4, lambda 3, rank 2)"
@@ -122,8 +140,8 @@ def test_the_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     made = ["--combination", "ties", "--density", "0.5", "--rank", "16", "--lambda", "2", "--normalize", "--json"]
     assert main([*begin, "--out", "one", *made]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert (result["combination"], result["density"], result["rank"]) == ("ties", 0.5, 16)
-    assert result["lambda"] == 2.0 and result["normalize"] is True and 0 < result["truncation_error"] < 0.5
+    assert result["combination"] == "ties" and 0 < result["truncation_error"] < 0.5
+    assert result["parameters"] == {"density": 0.5, "lambda": 2.0, "rank": 16, "normalize": True}
     a, b = dense.deltas_of(project / "a"), dense.deltas_of(project / "b")
     for module, delta in dense.deltas_of(project / "one").items():
         expected = dense.nearest(dense.ties([a[module] / 3, -2 * b[module] / 3], 0.5, 2.0), 16)
