@@ -69,6 +69,7 @@ class Row(NamedTuple):
 
 COMMANDS: tuple[Row, ...] = (
     Row("plan", "adapterhub.cli.plan:command", "Make", "Estimate what a training takes in memory and time."),
+    Row("init", "adapterhub.cli.init:command", "Make", "Write a recipe for a file of rows."),
     Row("data", "adapterhub.cli.data:command", "Make", "Show the rows a recipe trains on, and what is learned."),
     Row("build", "adapterhub.cli.build:command", "Make", "Train an adapter from a recipe."),
     Row("validate", "adapterhub.cli.validate:command", "Make", "Check that a package is sound and fits its base."),
