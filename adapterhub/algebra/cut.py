@@ -13,14 +13,30 @@ from adapterhub.progress import SILENT, Progress
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutModule(ModuleDelta):
-    """What is left of a module's change at a lower rank: the nearest matrix of rank `limit`."""
+    """What is left of a module's change, `whole`, at a lower rank: the nearest matrix of rank `limit`."""
 
+    whole: ModuleDelta
     limit: int
 
     @property
     def rank(self) -> int:
         """The rank it is cut to."""
         return self.limit
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight that is changed."""
+        return self.whole.shape
+
+    @property
+    def embedding(self) -> bool:
+        """True when the module is an embedding."""
+        return self.whole.embedding
+
+    @property
+    def dora(self) -> bool:
+        """False: a DoRA is not cut."""
+        return False
 
     def load(self) -> LowRank:
         """Read the factors and cut their product.
@@ -30,7 +46,7 @@ class CutModule(ModuleDelta):
         """
         from adapterhub.algebra.compress import truncate
 
-        low = ModuleDelta(module=self.module, parts=self.parts).load()
+        low = self.whole.load()
         found = truncate(low.a, low.b, self.limit)
         return LowRank(module=self.module, a=found.a, b=found.b, truncation=found.measured)
 
@@ -62,7 +78,7 @@ def cut(
             values = [float(value) for value in singular_values(low.a, low.b)]
             limit = chosen_rank(values, rank=rank, energy=energy)
             lowered = limit < module.rank
-            modules[name] = CutModule(module=name, parts=module.parts, limit=limit) if lowered else module
+            modules[name] = CutModule(module=name, parts=module.parts, whole=module, limit=limit) if lowered else module
             losses[name] = _loss(values, limit if lowered else len(values))
             task.advance()
     return replace(delta, modules=MappingProxyType(modules)), MappingProxyType(losses)

@@ -208,8 +208,8 @@ class StackDelta:
         return any(module.dora for module in self.modules.values())
 
 
-def read_factors(package: Packaged, weight: float = 1.0) -> StackDelta:
-    """Read what one package changes: headers only.
+def read_factors(package: Packaged, weight: float = 1.0, *, header: Header | None = None) -> StackDelta:
+    """Read what one package changes: headers only. `header`: its tensors by PEFT's names, where the file has others.
 
     Raises:
         IncompatibleError: it does something that cannot be written as a sum of low-rank factors; `details` has every
@@ -221,7 +221,7 @@ def read_factors(package: Packaged, weight: float = 1.0) -> StackDelta:
     spec = LoraSpec.from_hyperparameters(package.config, where=str(package.path / CONFIG_FILE))
     source = Source(label=label, weight=weight, spec=spec, config=package.config)
     _refuse_what_is_no_sum(source)
-    header = read_header(file)
+    header = header if header is not None else read_header(file)
     grouped, whole, strangers = _group(header, source, file)
     if strangers:
         raise IncompatibleError(

@@ -76,6 +76,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("pack", "adapterhub.cli.pack:command", "Make", "Write the manifest of a plain PEFT folder."),
     Row("compress", "adapterhub.cli.compress:command", "Make", "Lower an adapter's rank, and report the error."),
     Row("extract", "adapterhub.cli.extract:command", "Make", "Make an adapter of a full fine-tune and its base."),
+    Row("convert", "adapterhub.cli.convert:command", "Make", "Rewrite an old adapter as a plain LoRA of today."),
     Row("publish", "adapterhub.cli.publish:command", "Make", "Put a package into a registry."),
     Row("yank", "adapterhub.cli.yank:command", "Make", "Mark a published version as not to be chosen any more."),
     Row("search", "adapterhub.cli.search:command", "Find", "Search a registry for adapters."),
