@@ -92,11 +92,10 @@ class CombinedModule(ModuleDelta):
         """Read the members' factors, combine them, and cut the result to `rank`.
 
         Raises:
-            IncompatibleError: a factor holds NaN or infinity.
+            IncompatibleError: a factor holds NaN or infinity, or the result would.
         """
         import numpy as np
 
-        from adapterhub.algebra.compress import energy_of, truncate, truncate_rows
         from adapterhub.algebra.elementwise import Member
 
         members = []
@@ -108,17 +107,32 @@ class CombinedModule(ModuleDelta):
         if not members:
             zeros = np.zeros((self.rank, width), np.float32), np.zeros((out, self.rank), np.float32)
             return LowRank(module=self.module, a=zeros[0], b=zeros[1], truncation=Truncation(kept=0.0, energy=0.0))
-        made = FUNCTIONS[self.rule.name](Job(module=self.module, members=members, rule=self.rule))
-        if isinstance(made, tuple) and made[0].shape[0] <= self.rank:
-            energy = energy_of(*made)
-            a, b, measured = *made, Truncation(kept=energy, energy=energy)
-        else:
-            found = truncate(*made, self.rank) if isinstance(made, tuple) else truncate_rows(made, self.rank)
-            a, b, measured = found.a, found.b, found.measured
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # refused below
+                a, b, measured = self._made(members)
+        except np.linalg.LinAlgError:
+            a = b = np.full((1, 1), np.inf, np.float32)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise IncompatibleError(
+                f"combined by {self.rule.name} it is not finite: the adapters or their weights are too large",
+                where=self.module,
+                hint="use smaller weights, or --normalize",
+            )
         if len(a) < self.rank:
             missing = self.rank - len(a)
             a, b = np.pad(a, ((0, missing), (0, 0))), np.pad(b, ((0, 0), (0, missing)))
         return LowRank(module=self.module, a=a, b=b, truncation=measured)
+
+    def _made(self, members: Sequence[Member]) -> tuple[Floats, Floats, Truncation]:
+        """Return the factors (a, b) by the rule's function, cut to `rank`, and what the cut left."""
+        from adapterhub.algebra.compress import energy_of, truncate, truncate_rows
+
+        made = FUNCTIONS[self.rule.name](Job(module=self.module, members=members, rule=self.rule))
+        if isinstance(made, tuple) and made[0].shape[0] <= self.rank:
+            energy = energy_of(*made)
+            return *made, Truncation(kept=energy, energy=energy)
+        found = truncate(*made, self.rank) if isinstance(made, tuple) else truncate_rows(made, self.rank)
+        return found.a, found.b, found.measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

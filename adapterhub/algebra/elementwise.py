@@ -178,11 +178,14 @@ def elected(scale: float) -> Merge:
             downs += np.minimum(values, 0)
             count_up += values > 0
             count_down += values < 0
+        # Of the signs, the one whose entries are larger together; neither where they cancel. At most one term is left.
         total = ups + downs
-        np.divide(ups, count_up, out=ups, where=count_up > 0)
-        np.divide(downs, count_down, out=downs, where=count_down > 0)
-        merged: Floats = np.where(total > 0, ups, np.where(total < 0, downs, np.float32(0)))
-        merged *= np.float32(scale)
-        return merged
+        ups *= total > 0
+        downs *= total < 0
+        ups /= np.maximum(count_up, 1, out=count_up)
+        downs /= np.maximum(count_down, 1, out=count_down)
+        ups += downs
+        ups *= np.float32(scale)
+        return ups
 
     return merge

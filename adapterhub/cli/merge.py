@@ -9,18 +9,28 @@ import click
 from adapterhub.cli import console, options
 from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
+from adapterhub.errors import UsageError
 from adapterhub.ops import merge
 from adapterhub.ops.load import truncation_note
 from adapterhub.settings import read_settings
+
+# What --as-adapter stands for without a folder of its own.
+_OUT = ""
 
 
 @click.command("merge", epilog="Example:  adapt merge --stack medical,spanish=0.5 --out merged/")
 @options.stack_option
 @options.base_option
 @options.combination_options()
-@click.option("--out", required=True, type=options.FOLDER, help="The folder to make; it must not exist, or be empty.")
+@click.option("--out", type=options.FOLDER, help="The folder to make; it must not exist, or be empty.")
 @click.option("--dtype", metavar="DTYPE", help="float32, bfloat16 or float16. Default: each tensor as the base has it.")
-@click.option("--as-adapter", is_flag=True, help="Write the stack as one LoRA adapter instead of merged weights.")
+@click.option(
+    "--as-adapter",
+    is_flag=False,
+    flag_value=_OUT,
+    metavar="[DIRECTORY]",
+    help="Write the stack as one LoRA adapter, into this folder or that of --out, instead of merged weights.",
+)
 @yes_option
 @options.dry_run_option
 @options.json_option
@@ -33,9 +43,9 @@ def command(
     combination_seed: int | None,
     scale: float | None,
     normalize: bool | None,
-    out: Path,
+    out: Path | None,
     dtype: str | None,
-    as_adapter: bool,
+    as_adapter: str | None,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -46,16 +56,17 @@ def command(
     """
     settings = read_settings()
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
+    folder = _folder(out, as_adapter)
 
     def planned() -> merge.MergePlan:
         return merge.plan_merge(
-            out,
+            folder,
             stack=stack,
             base=base,
             combination=combination,
             parameters=parameters,
             dtype=dtype,
-            as_adapter=as_adapter,
+            as_adapter=as_adapter is not None,
             settings=settings,
         )
 
@@ -74,10 +85,25 @@ def command(
     if as_json:
         console.print_json(result.to_data())
         return
-    console.say(f"wrote {out} ({console.human_size(plan.size)}, {plan.output_dtype})")
+    console.say(f"wrote {folder} ({console.human_size(plan.size)}, {plan.output_dtype})")
     if result.truncation is not None and (note := truncation_note(plan.load.rule, result.truncation)) not in (
         result.warnings
     ):
         console.say(note)
     if result.report is not None:
         console.say(f"{result.report.kept:.1%} of the adapters' change is in the rounded weights")
+
+
+def _folder(out: Path | None, as_adapter: str | None) -> Path:
+    """Return the folder to make, which one of the two options names.
+
+    Raises:
+        UsageError: none does, or each another.
+    """
+    own = Path(as_adapter) if as_adapter else None
+    if out is not None and own is not None and out != own:
+        raise UsageError(f"--out says {out}, --as-adapter {own}", hint="name the folder once")
+    folder = own or out
+    if folder is None:
+        raise UsageError("nothing says where to write", hint="--out FOLDER, or --as-adapter FOLDER for one adapter")
+    return folder

@@ -372,8 +372,9 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
 
 def truncation_note(rule: Rule, truncation: Truncation) -> str:
     """Say what a combination lost by the rank of its result."""
-    limit = "a higher --rank keeps more" if truncation.error >= _VISIBLE else "the rank is enough"
-    return f"{rule}: the rank of the result leaves out {truncation.error:.1%} of the change ({limit})"
+    if truncation.error < _VISIBLE:
+        return f"{rule}: the rank of the result holds all of the change"
+    return f"{rule}: the rank of the result leaves out {truncation.error:.1%} of the change; a higher --rank keeps more"
 
 
 def load(

@@ -339,6 +339,16 @@ def test_ties_scales_with_its_members_and_with_lambda(
     assert_close(whole("ties", members, density=0.4, scale=factor), factor * base, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["ties", "dare_linear", "dare_ties", "magnitude_prune", "knots"])
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_large_for_float32_is_refused(name: str, base: Path, tmp_path: Path) -> None:
+    folder = tiny_lora(tmp_path / "a", base, manifest=False)
+    edit_tensors(folder / "adapter_model.safetensors", lambda t: {key: value * 1e25 for key, value in t.items()})
+    total = combined([folder, folder], (1.0, 1.0), rule(name, rank=2))
+    with pytest.raises(IncompatibleError, match="not finite"):
+        next(iter(total.modules.values())).load()
+
+
 def test_what_cancels_exactly_leaves_nothing() -> None:
     (member,) = members_of(0, (6, 7), [2])
     opposite = Member(index=1, a=member.a, b=-member.b)

@@ -158,6 +158,10 @@ def test_the_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> 
         ["--rank", "0"],
     ):
         assert main([*begin, "--out", "three", *fault]) == 2
+    assert main([*begin[:1], *begin[2:], "--as-adapter", "four"]) == 0
+    assert (project / "four" / "adapter_config.json").is_file()
+    for nowhere in ([], ["--as-adapter"], ["--as-adapter", "five", "--out", "six"]):
+        assert main(["merge", "--stack", "./a", *nowhere]) == 2
     assert main(["merge", "--stack", "./a=0,./b=0", "--normalize", "--out", "three"]) == 2
     assert "all zero" in capsys.readouterr().err and not (project / "three").exists()
 
