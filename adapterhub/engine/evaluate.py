@@ -30,6 +30,13 @@ class RowLosses:
         """The loss of a labelled token, over all rows together."""
         return float(self.sums.sum() / self.counts.sum())
 
+    def at(self, rows: Sequence[int]) -> RowLosses:
+        """Return some of the rows, by their indices."""
+        chosen = list(rows)
+        return RowLosses(
+            sums=self.sums[chosen], counts=self.counts[chosen], questions=tuple(self.questions[i] for i in chosen)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:

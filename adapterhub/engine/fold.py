@@ -82,7 +82,7 @@ def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    found = _find(model, name)
+    found = find_module(model, name)
     if found is None:
         faults.append(f"{name}: {type(model).__name__} has no such module")
         return None
@@ -100,7 +100,7 @@ def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults
 def _saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str]) -> _Target | None:
     """Find the place of a tensor that an adapter saved whole; record what is wrong."""
     path, _, parameter = whole.name.rpartition(".")
-    found = _find(model, path)
+    found = find_module(model, path)
     current = getattr(found[1], parameter, None) if found else None
     if found is None or current is None:
         faults.append(f"{whole.name}: {whole.label} saved it whole, {type(model).__name__} has none")
@@ -115,7 +115,7 @@ def _saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str])
     return _Target(name=found[0], module=found[1])
 
 
-def _find(model: PreTrainedModel, name: str) -> tuple[str, nn.Module] | None:
+def find_module(model: PreTrainedModel, name: str) -> tuple[str, nn.Module] | None:
     """Find a module by its path, with or without transformers' base_model_prefix: an encoder's adapter lacks it."""
     prefix = f"{model.base_model_prefix}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):

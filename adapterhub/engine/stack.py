@@ -47,10 +47,10 @@ def load_stack(
     if delta is None:
         return loaded
     loaded = replace(loaded, truncation=fold(loaded.model, delta))
-    return loaded if tokenizer is None else replace(loaded, tokenizer=_own_tokenizer(tokenizer, loaded.tokenizer))
+    return loaded if tokenizer is None else replace(loaded, tokenizer=own_tokenizer(tokenizer, loaded.tokenizer))
 
 
-def _own_tokenizer(folder: Path, base: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def own_tokenizer(folder: Path, base: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Load the tokenizer that an adapter brings; where it has no chat template, the base's holds."""
     from transformers import AutoTokenizer
 
