@@ -107,7 +107,7 @@ def _json(file: Contents) -> Iterator[Record]:
     """Read a list of objects, each at the line where it begins; what is no list is read as JSONL."""
     data = file.whole()
     if not data.lstrip().startswith(b"["):
-        yield from _json_lines(data.splitlines(keepends=True) if b"\n" not in data else data.split(b"\n"), file.name)
+        yield from _json_lines(data.split(b"\n"), file.name)
         return
     text = data.decode("utf-8", errors="surrogateescape")  # bytes that are no UTF-8 come back as they were, and fail
     decoder, space = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
@@ -117,6 +117,7 @@ def _json(file: Contents) -> Iterator[Record]:
         line, counted = line + text.count("\n", counted, at), at
         place = f"{file.name}:{line}"
         if text.startswith("]", at):
+            yield from _after_list(text, at + 1, file.name)
             return
         try:
             end = decoder.raw_decode(text, at)[1]
@@ -130,6 +131,14 @@ def _json(file: Contents) -> Iterator[Record]:
         elif not text.startswith("]", at):
             yield Record(place, "is followed by neither ',' nor ']', and what follows is not read")
             return
+
+
+def _after_list(text: str, at: int, name: str) -> Iterator[Record]:
+    """Yield a fault where a list's end is not the end of the file: two lists, written one after the other."""
+    rest = text[at:]
+    if rest.strip(" \t\n\r"):
+        line = text.count("\n", 0, len(text) - len(rest.lstrip(" \t\n\r"))) + 1
+        yield Record(f"{name}:{line}", "stands after the end of the list")
 
 
 def _delimited(file: Contents) -> Iterator[Record]:

@@ -329,8 +329,11 @@ def _read_messages(data: Mapping[str, object], shape: str, place: str, train_on:
 def _text_faults(value: object, name: str, *, empty: bool) -> list[str]:
     if not isinstance(value, str):
         return [f"{name}: expected text, found {kind_of(value)}"]
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in value):
-        return [f"{name}: holds half of a surrogate pair, which is no character"]
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return [f"{name}: holds half of a surrogate pair, which is no character"]
     if not empty and not value.strip():
         return [f"{name}: is empty"]
     return []

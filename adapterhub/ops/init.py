@@ -81,11 +81,7 @@ def plan_init(
     _require_free(out)
     folder, name = _place(data, out)
     record = _choose_base(base, settings)
-
-    from adapterhub.engine.base import load_tokenizer
-
-    tokenizer = load_tokenizer(record)
-    guess = guess_source(folder, name, chats=bool(tokenizer.chat_template))
+    guess = guess_source(folder, name, chats=record.ref.fingerprints.chat_template is not None)
     spec = DataSpec(train=(guess.source,), eval_split=EVAL_SPLIT)
     rows, _ = read_row_files(folder, spec)
     split = EVAL_SPLIT
@@ -93,7 +89,7 @@ def plan_init(
         train, held_out = choose_rows(rows, None, spec, seed=SEED)
     except InvalidFileError:  # all ask the same question
         train, held_out, split = rows.rows, (), 0.0
-    proposal = _propose(record, guess, spec, rows.rows, tokenizer, trained=len(train), split=split)
+    proposal = _propose(record, guess, spec, rows.rows, trained=len(train), split=split)
     text = recipe_text(_name_of(data), proposal)
     # What is written must be read again, whatever the names of files and columns are.
     Recipe.from_data(parse_yaml(text.encode(), where=str(out)), where=str(out))
@@ -184,13 +180,14 @@ def _propose(
     guess: Guess,
     spec: DataSpec,
     rows: Sequence[Row],
-    tokenizer: object,
     *,
     trained: int,
     split: float,
 ) -> Proposal:
+    from adapterhub.engine.base import load_tokenizer
     from adapterhub.engine.data import encode_rows
 
+    tokenizer = load_tokenizer(record)
     sample = [rows[i] for i in spread(len(rows), MEASURED_ROWS)]
     examples = encode_rows(sample, tokenizer, spec, max_length=sys.maxsize).items
     sizes = sorted(len(example.input_ids) for example in examples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TypedDict
@@ -46,6 +47,7 @@ _MAX_NAME = 256
 _MAX_TEMPLATE = 4096
 
 
+@lru_cache(maxsize=256)
 def template_parts(text: str) -> tuple[tuple[str, str | None], ...]:
     """Return a template as pairs of literal text and the column that follows it; None after the last literal.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +196,6 @@ def test_rows_that_cannot_be_split_are_all_trained_on(tmp_path: Path, home: Sett
     assert plan_build(plan, settings=home, out=tmp_path / "out").train.rows == 9
 
 
-@pytest.mark.engine
 def test_malformed_rows_are_named_and_nothing_is_written(tmp_path: Path, home: Settings) -> None:
     data = write(tmp_path, [{"text": "a"}, {"text": 1}, {"text": ""}])
     with pytest.raises(InvalidFileError) as caught:
@@ -202,6 +204,15 @@ def test_malformed_rows_are_named_and_nothing_is_written(tmp_path: Path, home: S
     assert not (tmp_path / "recipe.yaml").exists()
     with pytest.raises(InvalidFileError, match="holds no rows"):
         planned(write(tmp_path, [], "empty.jsonl"), home)
+    body = (
+        "import sys; from adapterhub.cli.main import main\n"
+        f"code = main(['init', {str(data)!r}, '--out', {str(tmp_path / 'recipe.yaml')!r}])\n"
+        "print(sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys())); sys.exit(code)"
+    )
+    env = {**os.environ, "ADAPTERHUB_HOME": str(home.home)}
+    done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, env=env, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (2, "[]")
+    assert "faq.jsonl:3: text: is empty" in done.stderr
 
 
 def test_what_is_refused_before_anything_heavy(tmp_path: Path, home: Settings, base_folder: Path) -> None:
