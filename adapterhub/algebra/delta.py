@@ -220,7 +220,7 @@ def read_factors(package: Packaged, weight: float = 1.0, *, header: Header | Non
     file = package.path / WEIGHTS_FILE
     spec = LoraSpec.from_hyperparameters(package.config, where=str(package.path / CONFIG_FILE))
     source = Source(label=label, weight=weight, spec=spec, config=package.config)
-    _refuse_what_is_no_sum(source)
+    refuse_what_is_no_sum(source)
     header = header if header is not None else read_header(file)
     grouped, whole, strangers = _group(header, source, file)
     if strangers:
@@ -277,7 +277,12 @@ def concatenate(layers: Sequence[tuple[Packaged, float]]) -> StackDelta:
     return StackDelta(modules=MappingProxyType(modules), whole=MappingProxyType(whole), sources=sources)
 
 
-def _refuse_what_is_no_sum(source: Source) -> None:
+def refuse_what_is_no_sum(source: Source) -> None:
+    """Refuse settings of LoRA that make it something else than a sum of low-rank changes.
+
+    Raises:
+        IncompatibleError: `details` has every one.
+    """
     spec, config = source.spec, source.config
     faults: list[str] = []
     if (kind := config.get("peft_type")) not in (None, "LORA"):

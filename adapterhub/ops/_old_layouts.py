@@ -28,15 +28,16 @@ from adapterhub.weights import Header, TensorInfo
 _WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LEADING = re.compile(r"(?:module\.)*(?:base_model\.model\.)?")
 _FACTOR = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_embedding_A|lora_embedding_B|lora_magnitude_vector|lora_A|lora_B|lora_E)"
+    r"(?P<module>.+?)\.(?P<part>lora_embedding_A|lora_embedding_B|lora_magnitude_vector|lora_A|lora_B|lora_E"
+    r"|hada_w[12]_[ab]|hada_t[12]|lokr_w[12]_[ab]|lokr_w[12]|lokr_t2)"
     r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.(?P<leaf>weight|bias))?"
 )
 _UP_AND_DOWN = re.compile(r"(?P<module>.+?)\.(?:lora[._](?P<way>down|up)\.weight|(?P<alpha>alpha))")
 _SAVED = re.compile(r"(?P<module>.+?)\.modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<leaf>weight|bias|[^.]+)")
 _KOHYA = re.compile(r"lora_(unet|te\d?|transformer)_\w+\.")
 _MLX = re.compile(r".+\.lora_[ab]")
-# Parameters whose name has no `.weight` below it.
-_BARE = ("lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector", "lora_E")
+# Parameters whose name has `.weight` below it; of AdaLoRA, these have not.
+_WEIGHTS = ("lora_A", "lora_B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ def present_layout(header: Header, *, where: str) -> Layout:
     adapters: set[str] = set()
     names = {key: stripped(key) for key in header.tensors}
     embeddings = {name.partition(".lora_embedding_")[0] for name in names.values() if ".lora_embedding_" in name}
+    weights = not any(".lora_E" in name for name in names.values())
     ways = any((match := _UP_AND_DOWN.fullmatch(name)) and match["way"] for name in names.values())
     for key, tensor in header.tensors.items():
         name = names[key]
@@ -76,7 +78,7 @@ def present_layout(header: Header, *, where: str) -> Layout:
         if ways and (match := _UP_AND_DOWN.fullmatch(name)) and match["alpha"]:
             alphas[match["module"]] = tensor
             continue
-        today, adapter = _today(name)
+        today, adapter = _today(name, weights=weights)
         adapters |= {adapter} if adapter is not None else set()
         full = KEY_PREFIX + today
         if full in found:
@@ -105,14 +107,17 @@ def stripped(key: str) -> str:
     return name
 
 
-def _today(name: str) -> tuple[str, str | None]:
-    """Return a name, without PEFT's prefix, as PEFT writes it today; and the adapter's name that was in it."""
+def _today(name: str, *, weights: bool) -> tuple[str, str | None]:
+    """Return a name, without PEFT's prefix, as PEFT writes it today; and the adapter's name that was in it.
+
+    weights: A and B are modules with a weight, as LoRA's are and AdaLoRA's are not.
+    """
     match = _UP_AND_DOWN.fullmatch(name)
     if match and match["way"]:
         return f"{match['module']}.lora_{'A' if match['way'] == 'down' else 'B'}.weight", None
     if match := _FACTOR.fullmatch(name):
         part = match["part"]
-        ending = "" if part in _BARE else f".{match['leaf'] or 'weight'}"
+        ending = f".{match['leaf'] or 'weight'}" if part in _WEIGHTS and weights else ""
         return f"{match['module']}.{part}{ending}", match["adapter"]
     if match := _SAVED.fullmatch(name):
         return f"{match['module']}.{match['leaf']}", match["adapter"]
@@ -142,7 +147,7 @@ def _refuse_other_tools(header: Header, where: str) -> None:
 
 
 def present_config(config: Mapping[str, Frozen], *, where: str) -> tuple[dict[str, Frozen], tuple[str, ...]]:
-    """Return a LoRA's config with PEFT's keys of today alone, and the keys that were left out.
+    """Return a LoRA's config with PEFT's keys of today alone, and the keys that were left out; another's as it is.
 
     Raises:
         IncompatibleError: a key that PEFT no longer has says something that it can no longer say.
@@ -154,6 +159,8 @@ def present_config(config: Mapping[str, Frozen], *, where: str) -> tuple[dict[st
             where=f"{where}: enable_lora",
             hint="merge it with the PEFT it was made with",
         )
+    if config.get("peft_type") != "LORA":
+        return dict(config), ()
     known = {key: value for key, value in config.items() if key in LORA_CONFIG_KEYS}
     left = sorted(key for key in config if key not in LORA_CONFIG_KEYS and not is_default(key, config[key]))
     return known, tuple(left)

@@ -22,7 +22,7 @@ from adapterhub.files import new_folder
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._old_layouts import Layout, present_config, present_layout
 from adapterhub.ops._remade import complete_package, read_version, require_free
-from adapterhub.ops.compress import factors_size
+from adapterhub.ops.compress import factors_size, limits
 from adapterhub.ops.inspect import refuse_stack
 from adapterhub.ops.validate import find_folder
 from adapterhub.package import Package, open_package, read_tensors, require_intact
@@ -33,24 +33,29 @@ from adapterhub.spec.manifest import CONFIG_FILE, Manifest
 from adapterhub.spec.plans import Plan, Step
 
 if TYPE_CHECKING:
-    from adapterhub.algebra.delta import StackDelta
+    from adapterhub.algebra.delta import StackDelta, Truncation
     from adapterhub.spec._decode import Frozen
 
-CONVERTIBLE = ("lora", "dora")
+CONVERTIBLE = ("lora", "dora", "adalora", "loha", "lokr")
+# What engines that reserve memory by the rank take at most (vLLM: 512).
+_LARGE_RANK = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertPlan(Plan):
-    """What will be written, from headers alone.
+    """What will be written.
 
-    version: None derives one from the files. renamed: how many tensors had another name. dropped: tensors that are no
-    part of an adapter. left: config keys that PEFT does not have.
+    version: None derives one from the files. how: limits of the rank. total: what these lose of all changes together,
+    None where there are none. renamed: how many tensors had another name. dropped: tensors that are no part of an
+    adapter. left: config keys that PEFT does not have.
     """
 
     package: Package
     out: Path
     version: Version | None
+    how: Mapping[str, float]
     delta: StackDelta
+    total: Truncation | None
     renamed: int
     dropped: tuple[str, ...]
     left: tuple[str, ...]
@@ -66,6 +71,7 @@ class ConvertPlan(Plan):
             ("version", str(self.version) if self.version else "of its files"),
             ("modules", str(len(self.delta.modules))),
             ("rank", f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "none"),
+            *((("error", f"{self.total.error:.3%} of the change"),) if self.total is not None else ()),
             ("renamed", f"{self.renamed} tensors"),
             ("left out", ", ".join((*self.dropped[:3], *self.left)) or "nothing"),
             ("output", str(self.out)),
@@ -79,6 +85,7 @@ class ConvertPlan(Plan):
             "version": str(self.version) if self.version else None,
             "out": str(self.out),
             "bytes": self.size,
+            "error": self.total.error if self.total is not None else 0.0,
             "renamed": self.renamed,
             "tensors_left_out": list(self.dropped),
             "config_keys_left_out": list(self.left),
@@ -90,22 +97,31 @@ def plan_convert(
     out: Path,
     *,
     version: str | None = None,
+    rank: int | None = None,
+    energy: float | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
+    progress: Progress = SILENT,
 ) -> ConvertPlan:
     """Read an adapter's headers by whatever rules it is written, and lay out the same in PEFT's present ones.
+
+    With a limit of the rank, its factors are read as well.
 
     Args:
         package: its folder, or the alias or name it is installed under. out: the folder to make.
         version: of the result; needed where the package has one of its own, since other bytes are another version.
+        rank, energy: limits of the rank, as `plan_compress` has them; by default the change is kept exactly.
 
     Raises:
         UsageError: a version is missing, none, or the package's own. IncompatibleError: it is no low-rank change of
             weights, or written by rules that cannot be read. InvalidFileError: its files contradict each other.
             LocalIOError: `out` holds something. What `find_folder` and `open_package` raise.
     """
-    from adapterhub.algebra.delta import read_factors
+    from adapterhub.algebra.cut import cut
+    from adapterhub.algebra.delta import Truncation, read_factors
+    from adapterhub.algebra.lora_like import KINDS, read_products
 
+    how = limits(rank, energy) if rank is not None or energy is not None else {}
     settings = settings if settings is not None else read_settings()
     limit_blas_threads(settings.threads)
     opened = open_package(find_folder(package, settings=settings, cwd=cwd))
@@ -118,17 +134,24 @@ def plan_convert(
     layout = present_layout(read_tensors(opened), where=str(opened.weights))
     config |= _alphas(layout, config, opened)
     current = replace(opened, config=MappingProxyType(config))
-    delta = read_factors(current, header=layout.header)
+    read = read_products if config.get("peft_type") in KINDS else read_factors
+    delta = read(current, header=layout.header)
+    total = None
+    if how:
+        delta, losses = cut(delta, rank=rank, energy=energy, progress=progress)
+        total = sum(losses.values(), start=Truncation())
     own_copies = [whole.tensor.name for whole in delta.whole.values() if whole.copy]
     size = factors_size(delta)
     return ConvertPlan(
         verb="convert",
         steps=(Step(action="write", subject=str(out), detail=f"{len(delta.modules)} modules", size=size),),
-        warnings=tuple(_warnings(left, own_copies)),
+        warnings=tuple(_warnings(delta, left, own_copies)),
         package=opened,
         out=out,
         version=new,
+        how=how,
         delta=delta,
+        total=total,
         renamed=layout.renamed,
         dropped=(*layout.dropped, *own_copies),
         left=left,
@@ -147,7 +170,7 @@ def convert(plan: ConvertPlan, *, progress: Progress = SILENT) -> Manifest:
 
     with new_folder(plan.out) as folder:
         write_normal_form(plan.delta, folder, base_model=plan.package.manifest.base_model.id, progress=progress)
-        how = {"operation": "convert"}
+        how = {"operation": "convert", "method": plan.package.manifest.method, **plan.how}
         return complete_package(folder, plan.package, version=plan.version, how=how, section=_section(plan))
 
 
@@ -201,8 +224,11 @@ def _alphas(layout: Layout, config: Mapping[str, Frozen], package: Package) -> d
     return {"alpha_pattern": MappingProxyType(pattern)}
 
 
-def _warnings(left: tuple[str, ...], copies: list[str]) -> list[str]:
+def _warnings(delta: StackDelta, left: tuple[str, ...], copies: list[str]) -> list[str]:
     told = []
+    highest = max((module.rank for module in delta.modules.values()), default=0)
+    if highest > _LARGE_RANK:
+        told.append(f"its rank is {highest}, more than engines take: --rank or --energy lowers it")
     if left:
         told.append(f"PEFT has no such settings, and they are left out: {', '.join(left)}")
     if copies:
@@ -216,6 +242,6 @@ def _warnings(left: tuple[str, ...], copies: list[str]) -> list[str]:
 
 def _section(plan: ConvertPlan) -> str:
     manifest = plan.package.manifest
-    return (
-        f"## Converted from {manifest.version}\n\nThe same change of the weights, as a plain LoRA with a scaling of 1."
-    )
+    title = f"## Converted from {manifest.version} ({manifest.method})"
+    near = "" if plan.total is None else f", but for an error of {plan.total.error:.2%}"
+    return f"{title}\n\nThe same change of the weights{near}, as a plain LoRA with a scaling of 1."

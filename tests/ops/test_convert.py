@@ -250,3 +250,64 @@ def test_peft_loads_what_came_of_a_dump_of_peft_s_own_model(tmp_path: Path, sett
     after = logits_of(active_model(base, [(tmp_path / "out", 1.0)]), ids)
     assert difference(before, after) < 1e-6
     assert difference(logits_of(model.get_base_model(), ids), before) == 0
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("method", ["adalora", "adalora-pruned", "loha", "lokr", "lokr-whole", "lokr-both"])
+def test_peft_computes_the_same_with_what_came_of_its_other_methods(
+    tmp_path: Path, base: Path, settings: Settings, method: str
+) -> None:
+    import peft
+    import torch
+
+    from tests.engine.peft_reference import active_model, difference, logits_of, plain_model
+
+    common: Any = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    adalora: Any = {"init_r": 4, "target_r": 2, "total_step": 10, "lora_alpha": 6, **common}
+    configs: Any = {
+        "adalora": lambda: peft.AdaLoraConfig(**adalora),
+        "adalora-pruned": lambda: peft.AdaLoraConfig(**adalora),
+        "loha": lambda: peft.LoHaConfig(r=2, alpha=3, alpha_pattern={"v_proj": 5}, init_weights=False, **common),
+        "lokr": lambda: peft.LoKrConfig(r=2, alpha=3, init_weights=False, **common),
+        "lokr-whole": lambda: peft.LoKrConfig(r=64, alpha=30, init_weights=False, **common),
+        "lokr-both": lambda: peft.LoKrConfig(
+            r=1, alpha=1, decompose_both=True, decompose_factor=4, init_weights=False, **common
+        ),
+    }
+    torch.manual_seed(0)
+    model = peft.get_peft_model(plain_model(base), configs[method]())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "hada_" in name or "lokr_" in name:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    if method == "adalora-pruned":
+        # What its rank allocator leaves in the config at the end of training: which ranks stay.
+        model.peft_config["default"].rank_pattern = {
+            name.removeprefix("base_model.model."): [True, False, True, False]
+            for name, _ in model.named_parameters()
+            if "lora_E" in name
+        }
+    model.save_pretrained(str(tmp_path / "a"))
+    edit_json(tmp_path / "a" / "adapter_config.json", base_model_name_or_path="tiny-llama")
+    plan = plan_convert(tmp_path / "a", tmp_path / "out", settings=settings)
+    convert(plan)
+    config: Any = open_package(tmp_path / "out").config
+    assert config["peft_type"] == "LORA" and config["r"] == config["lora_alpha"]
+    ids = list(range(40))
+    theirs = logits_of(active_model(base, [(tmp_path / "a", 1.0)]), ids)
+    assert difference(theirs, logits_of(active_model(base, [(tmp_path / "out", 1.0)]), ids)) < 1e-4
+    assert difference(theirs, logits_of(plain_model(base), ids)) > 1e-3
+
+
+def test_a_limit_of_the_rank_is_reported(tmp_path: Path, base: Path, settings: Settings) -> None:
+    folder = tiny_lora(tmp_path / "a", base, r=6, manifest=False)
+    before = dense(folder)
+    plan = plan_convert(folder, tmp_path / "out", rank=2, settings=settings)
+    manifest = convert(plan)
+    after = dense(tmp_path / "out")
+    lost = sum(float(((before[name] - after[name]).astype(np.float64) ** 2).sum()) for name in before)
+    whole = sum(float((change.astype(np.float64) ** 2).sum()) for change in before.values())
+    assert plan.total is not None and plan.total.error == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    assert dict(plan.facts())["error"] == f"{plan.total.error:.3%} of the change"
+    made: Any = manifest.to_data()["extra"]
+    assert made["made_from"]["rank"] == 2 and made["made_from"]["method"] == "lora"
