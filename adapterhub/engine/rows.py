@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adapterhub.engine.row_files import read_records
@@ -100,12 +100,14 @@ class _Faults:
         if len(self.listed) < MAX_LISTED:
             self.listed.append(fault)
 
-    def raise_if_any(self, where: str) -> None:
+    def raise_if_any(self, where: str, *, hint: str | None) -> None:
         if self.count == 1:
-            raise InvalidFileError(self.listed[0])
+            raise InvalidFileError(self.listed[0], hint=hint)
         if self.count:
             more = [f"… and {self.count - len(self.listed)} more"] if self.count > len(self.listed) else []
-            raise InvalidFileError(f"{self.count} malformed rows", where=where, details=(*self.listed, *more))
+            raise InvalidFileError(
+                f"{self.count} malformed rows", where=where, details=(*self.listed, *more), hint=hint
+            )
 
 
 def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowSet, RowSet | None]:
@@ -121,8 +123,19 @@ def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowSet, RowSet | None]
         tuple(_read_file(folder, source, spec, faults) for source in spec.sources(given))
         for given in (spec.train, spec.eval)
     )
-    faults.raise_if_any(str(folder))
+    faults.raise_if_any(str(folder), hint=_type_hint((*spec.sources(spec.train), *spec.sources(spec.eval))))
     return RowSet(files=train), RowSet(files=held_out) if spec.eval is not None else None
+
+
+def _type_hint(sources: Iterable[SourceSpec]) -> str | None:
+    """Say so where a file is read as another type than its name tells: recipes of format 1.0 read all as JSONL."""
+    for source in sources:
+        by_name = replace(source, type=None).file_type
+        if source.file_type != by_name:
+            return f"{source.path} is read as {source.file_type}, not as {by_name}: its type says so" + (
+                ', or recipe_version "1.0", in which all is JSONL' if source.type == "jsonl" else ""
+            )
+    return None
 
 
 def choose_rows(

@@ -17,6 +17,7 @@ from adapterhub.engine.rows import Message, Row, RowSet, choose_rows, read_row_f
 from adapterhub.errors import InvalidFileError, UnsatisfiedError, UsageError
 from adapterhub.spec.data import DataSpec, SourceSpec
 from adapterhub.spec.digest import digest_file
+from adapterhub.spec.recipe import Recipe
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -324,6 +325,19 @@ def test_parquet_with_pyarrow(tmp_path: Path) -> None:
     fault = faults_of(tmp_path, "r.parquet", (tmp_path / "x.parquet").read_bytes())
     assert "r.parquet:2: text: expected text, found nothing" in fault
     assert "is not a Parquet file" in faults_of(tmp_path, "r.parquet", b"PAR1")
+
+
+def test_a_type_that_the_name_denies_is_told(tmp_path: Path) -> None:
+    data = {"recipe_version": "1.0", "name": "x", "version": "1.0.0", "base_model": "b", "data": {"train": "r.csv"}}
+    (tmp_path / "r.csv").write_text("text\na\n")
+    with pytest.raises(InvalidFileError) as caught:
+        read_row_files(tmp_path, Recipe.from_data(data).data)
+    assert "r.csv is read as jsonl, not as csv" in str(caught.value.hint)
+    assert 'recipe_version "1.0"' in str(caught.value.hint)
+    assert read_row_files(tmp_path, Recipe.from_data({**data, "recipe_version": "1.1"}).data)[0].rows[0].text == "a"
+    with pytest.raises(InvalidFileError) as caught:
+        read_row_files(tmp_path, DataSpec(train="r.csv", format="messages"))
+    assert caught.value.hint is None
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
