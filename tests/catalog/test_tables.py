@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_combinations_are_whole_and_looked_up_by_name():
     with pytest.raises(UsageError) as caught:
         combination_named("dare-ties")
     assert caught.value.hint == "did you mean dare_ties?"
+
+
+def test_the_page_on_stacks_tells_of_every_combination():
+    text = (Path(__file__).parents[2] / "docs" / "stacking.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if re.match(r"\| `\w+` \|.*https://", line)}
+    assert list(rows) == list(COMBINATIONS)
+    for name, row in COMBINATIONS.items():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", rows[name])[1:-1]]
+        takes = [f"`density` {row.density:g}"] if row.density else []
+        takes += ["`seed` 0"] if row.needs_seed else []
+        takes += ["`lambda` 1"] if row.takes_lambda else []
+        assert cells[2] == ", ".join(takes) and cells[3] == ("Σ rᵢ" if row.adds_ranks else "max rᵢ")
+        assert row.paper in cells[4]
 
 
 def test_a_rule_has_every_parameter_and_takes_no_other():
