@@ -14,6 +14,7 @@ from adapterhub.ops.build import plan_build
 from adapterhub.ops.data import DataInspection, inspect_data, percentile, spread
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
+from adapterhub.spec.digest import digest_file
 from tests.factory import tiny_llama, write_json
 
 ROWS = [{"question": f"Q{n}?", "answer": "yes\n" + "!" * n} for n in range(20)]
@@ -121,6 +122,34 @@ def test_the_audit_stops_where_nothing_is_learned(tmp_path: Path, home: Settings
     path = project(tmp_path)
     with pytest.raises(BuildError, match="no token of this row"):
         inspect_data(path, overrides=["base_model=mute"], settings=home)
+
+
+@pytest.mark.engine
+def test_a_build_of_several_sources(tmp_path: Path, home: Settings) -> None:
+    """Rows are counted as often as their weights say, and every file is told once, under its own digest."""
+    (tmp_path / "more.csv").write_text("q;a\n" + "".join(f"more {n}?;no\n" for n in range(10)))
+    (tmp_path / "prose.txt").write_text("One.\n\nTwo.\n\nThree.\n\nFour.\n")
+    more = {"path": "more.csv", "weight": 3, "columns": {"question": "q", "answer": "a"}}
+    again = {"path": "more.csv", "template": {"prompt": "{q} ", "completion": "{a}"}}
+    path = project(
+        tmp_path,
+        train=["rows.jsonl", more, again, {"path": "prose.txt", "format": "text", "weight": 0.5}],
+        eval_split=0,
+    )
+    plan = plan_build(path, settings=home, out=tmp_path / "out")
+    assert plan.train.rows == 20 + 3 * 10 + 10 + 2
+    assert [(source.name, source.rows) for source in plan.data] == [
+        ("rows.jsonl", 20),
+        ("more.csv", 10),
+        ("prose.txt", 4),
+    ]
+    assert [source.digest for source in plan.data] == [digest_file(tmp_path / source.name)[0] for source in plan.data]
+    found = inspect_data(path, rows=100, settings=home)
+    assert (found.train.rows, found.train.tokens) == (plan.train.rows, plan.train.tokens)
+    shown = [("".join(text for text, _ in row.pieces), row.place) for row in found.shown]
+    assert shown.count(("more 0? no<|im_end|>", "more.csv:2")) == 1
+    chat = "<|im_start|>user\nmore 0?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>\n"
+    assert shown.count((chat, "more.csv:2")) == 3
 
 
 def test_what_cannot_be_shown(tmp_path: Path, home: Settings) -> None:
