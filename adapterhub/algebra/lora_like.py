@@ -25,6 +25,7 @@ from adapterhub.algebra.delta import (
     Source,
     StackDelta,
     WholeTensor,
+    read_factors,
     refuse_what_is_no_sum,
 )
 from adapterhub.errors import IncompatibleError, InvalidFileError
@@ -107,11 +108,21 @@ class ProductModule(ModuleDelta):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One method: the sets of tensors that a module may have, their factors (A, B), and the product's shape and rank."""
+    """One method: sets of tensors that a module may have, their factors (A, B), and shape and rank of the product."""
 
     needs: tuple[frozenset[str], ...]
     factors: Callable[[Mapping[str, Doubles]], tuple[Doubles, Doubles]]
     shapes: Callable[[Mapping[str, TensorInfo]], tuple[tuple[int, int], int]]
+
+
+def read_changes(package: Packaged, *, header: Header | None = None) -> StackDelta:
+    """Read what a LoRA, or an adapter of one of KINDS, changes: headers only.
+
+    Raises:
+        IncompatibleError, InvalidFileError: as `delta.read_factors` and `read_products`.
+    """
+    read = read_products if package.config.get("peft_type") in KINDS else read_factors
+    return read(package, header=header)
 
 
 def read_products(package: Packaged, *, header: Header | None = None) -> StackDelta:

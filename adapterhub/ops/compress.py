@@ -116,7 +116,8 @@ def plan_compress(
             something. What `find_folder` and `open_package` raise.
     """
     from adapterhub.algebra.cut import cut
-    from adapterhub.algebra.delta import Truncation, read_factors
+    from adapterhub.algebra.delta import Truncation
+    from adapterhub.algebra.lora_like import read_changes
 
     how = limits(rank, energy)
     settings = settings if settings is not None else read_settings()
@@ -132,7 +133,7 @@ def plan_compress(
         )
     require_free(out)
     require_intact(opened)
-    before = read_factors(opened)
+    before = read_changes(opened)
     delta, losses = cut(before, rank=rank, energy=energy, progress=progress)
     places = places_of(tuple(delta.modules))
     cuts = tuple(

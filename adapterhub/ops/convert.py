@@ -118,8 +118,8 @@ def plan_convert(
             LocalIOError: `out` holds something. What `find_folder` and `open_package` raise.
     """
     from adapterhub.algebra.cut import cut
-    from adapterhub.algebra.delta import Truncation, read_factors
-    from adapterhub.algebra.lora_like import KINDS, read_products
+    from adapterhub.algebra.delta import Truncation
+    from adapterhub.algebra.lora_like import read_changes
 
     how = limits(rank, energy) if rank is not None or energy is not None else {}
     settings = settings if settings is not None else read_settings()
@@ -134,8 +134,7 @@ def plan_convert(
     layout = present_layout(read_tensors(opened), where=str(opened.weights))
     config |= _alphas(layout, config, opened)
     current = replace(opened, config=MappingProxyType(config))
-    read = read_products if config.get("peft_type") in KINDS else read_factors
-    delta = read(current, header=layout.header)
+    delta = read_changes(current, header=layout.header)
     total = None
     if how:
         delta, losses = cut(delta, rank=rank, energy=energy, progress=progress)

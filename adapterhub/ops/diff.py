@@ -205,12 +205,12 @@ def _flat(value: Mapping[str, object], before: str = "") -> dict[str, object]:
 
 
 def _weights(one: Package, other: Package, notes: list[str], progress: Progress) -> WeightsDiff | None:
-    from adapterhub.algebra.delta import read_factors
+    from adapterhub.algebra.lora_like import read_changes
 
     read: list[StackDelta] = []
     for package in (one, other):
         try:
-            read.append(read_factors(package))
+            read.append(read_changes(package))
         except IncompatibleError as error:
             reasons = "; ".join(error.details) or error.message
             notes.append(f"the weights are not compared: {label(package)}: {reasons}")

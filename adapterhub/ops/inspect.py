@@ -23,7 +23,7 @@ from adapterhub.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from adapterhub.algebra.bind import Binding
-    from adapterhub.algebra.delta import StackDelta
+    from adapterhub.algebra.delta import ModuleDelta, StackDelta
     from adapterhub.algebra.spectrum import Measured
     from adapterhub.bases import BaseRecord
 
@@ -186,14 +186,14 @@ def inspect(
         IncompatibleError: it is no sum of low-rank changes, or does not fit the base that was named.
         UnsatisfiedError, UsageError: there is no such package or base. InvalidFileError: its files contradict another.
     """
-    from adapterhub.algebra.delta import read_factors
+    from adapterhub.algebra.lora_like import read_changes
 
     settings = settings if settings is not None else read_settings()
     limit_blas_threads(settings.threads)
     opened = open_package(find_folder(package, settings=settings, cwd=cwd))
     refuse_stack(opened)
     try:
-        delta = read_factors(opened)
+        delta = read_changes(opened)
     except IncompatibleError as error:
         hint = f"its files and settings alone: adapt show {package}"
         raise IncompatibleError(error.message, where=error.where, details=error.details, hint=hint) from error
@@ -212,7 +212,7 @@ def inspect(
         modules=modules,
         whole=whole,
         base=record.ref.id if record is not None and binding is not None else None,
-        parameters=sum(module.rank * sum(module.shape) for module in delta.modules.values()),
+        parameters=sum(map(_parameters, delta.modules.values())),
         notes=tuple(notes),
         warnings=tuple(_remarks(modules, delta)),
     )
@@ -288,7 +288,7 @@ def _modules(delta: StackDelta, progress: Progress) -> tuple[ModuleFacts, ...]:
                     place=places[name],
                     shape=module.shape,
                     rank=module.rank,
-                    scaling=module.parts[0].scale,
+                    scaling=_scaling(module),
                     norm=size.norm,
                     effective_rank=size.effective_rank,
                     energy_rank=energy_rank(size.singular_values, ENERGY) if size.finite else None,
@@ -299,6 +299,22 @@ def _modules(delta: StackDelta, progress: Progress) -> tuple[ModuleFacts, ...]:
             )
             task.advance()
     return _with_outliers(tuple(sorted(found, key=lambda item: (item.place.layer is not None, item.place.layer or 0))))
+
+
+def _scaling(module: ModuleDelta) -> float:
+    from adapterhub.algebra.lora_like import ProductModule
+
+    return module.scale if isinstance(module, ProductModule) else module.parts[0].scale
+
+
+def _parameters(module: ModuleDelta) -> int:
+    """Return how many numbers are stored for a module's change."""
+    from adapterhub.algebra.lora_like import ProductModule
+
+    if isinstance(module, ProductModule):
+        return sum(tensor.elements for tensor in module.tensors.values())
+    extra = sum(part.magnitude.elements for part in module.parts if part.magnitude is not None)
+    return module.rank * sum(module.shape) + extra
 
 
 def _against_base(

@@ -19,7 +19,17 @@ from adapterhub.ops._png import BLACK, WHITE, Picture, text_width
 from adapterhub.ops.inspect import inspect
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
-from tests.factory import edit_json, edit_tensors, read_tensors, tiny_gpt2, tiny_llama, tiny_lora, write_tiny_manifest
+from tests.factory import (
+    edit_json,
+    edit_tensors,
+    read_tensors,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_lora,
+    write_json,
+    write_tensors,
+    write_tiny_manifest,
+)
 from tests.ops.world import World
 
 LAYERS = 7
@@ -141,6 +151,26 @@ def test_tensors_saved_whole_are_held_against_the_base(tmp_path: Path, base: Pat
     write_tiny_manifest(adapter, base)
     (whole,) = inspect(adapter, settings=settings).whole
     assert whole.name == "lm_head.weight" and whole.change == pytest.approx(0.5, rel=1e-6) and not whole.copy
+
+
+def test_a_loha_is_measured_as_the_product_that_it_is(tmp_path: Path, base: Path, settings: Settings) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)}
+    parts = {part: rng.normal(size=shape).astype(np.float32) for part, shape in shapes.items()}
+    folder, module = tmp_path / "loha", "model.layers.0.self_attn.q_proj"
+    folder.mkdir()
+    write_tensors(
+        folder / "adapter_model.safetensors", {f"base_model.model.{module}.{part}": v for part, v in parts.items()}
+    )
+    config = {"peft_type": "LOHA", "base_model_name_or_path": "tiny-llama", "r": 2, "alpha": 3, "target_modules": ["q"]}
+    write_json(folder / "adapter_config.json", config)
+    (found,) = inspect(folder, settings=settings).modules
+    wide = {part: value.astype(np.float64) for part, value in parts.items()}
+    change = 1.5 * (wide["hada_w1_a"] @ wide["hada_w1_b"]) * (wide["hada_w2_a"] @ wide["hada_w2_b"])
+    weight = read_tensors(base)[f"{module}.weight"].astype(np.float64)
+    assert found.norm == pytest.approx(np.linalg.norm(change), rel=1e-6) and (found.rank, found.scaling) == (4, 1.5)
+    assert found.relative == pytest.approx(np.linalg.norm(change) / np.linalg.norm(weight), rel=1e-6)
+    assert inspect(folder, settings=settings).parameters == 4 * 64
 
 
 def test_what_is_no_low_rank_change_is_refused(adapter: Path, settings: Settings) -> None:
