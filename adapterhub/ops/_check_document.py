@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapterhub import schemas
 from adapterhub.catalog.checks import CHECKS
+from adapterhub.catalog.combinations import rule_of
 from adapterhub.documents import DOCUMENT_SUFFIXES, read_document
-from adapterhub.errors import InvalidFileError
+from adapterhub.errors import InvalidFileError, UsageError
+from adapterhub.spec.project import Project
 from adapterhub.spec.report import Finding, Report
 
 CODE = "ADP501"
@@ -28,7 +31,7 @@ def check_document(path: Path, *, subject: str) -> Report:
     check = CHECKS[CODE]
     findings: tuple[Finding, ...] = ()
     try:
-        decode(data)
+        value = decode(data)
     except InvalidFileError as error:
         # One fault stands in `where`, several in the details; either way the path of the field comes first.
         faults = error.details or (f"{(error.where or '').removeprefix(f'{path}: ')}: {error.message}",)
@@ -36,4 +39,16 @@ def check_document(path: Path, *, subject: str) -> Report:
     else:
         # The schema says what other tools will say; where our decoder finds nothing it should find nothing either.
         findings = tuple(check.found(fault.where, fault.message) for fault in schemas.check(kind, data, where=subject))
+        if isinstance(value, Project):
+            findings += tuple(check.found(f"{subject}: {where}", fault) for where, fault in _rules(value))
     return Report(subject=subject, findings=findings, passed=() if findings else (CODE,))
+
+
+def _rules(project: Project) -> Iterator[tuple[str, str]]:
+    """Yield where a named stack is combined by what there is not, or with parameters that its rule does not take."""
+    for name, stack in project.stacks.items():
+        try:
+            rule_of(stack.combination, stack.parameters)
+        except UsageError as error:
+            for fault in error.details or (error.message,):
+                yield f"stacks.{name}", fault if error.hint is None else f"{fault} ({error.hint})"

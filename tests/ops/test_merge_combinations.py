@@ -211,3 +211,17 @@ def test_run_merge_and_the_merged_adapter_agree_bit_by_bit(project: Path, settin
             assert np.abs(tensor.numpy() - whole[key]).max() <= 1e-6  # another library adds
     assert loaded.truncation is not None and single.truncation is None
     assert any("leaves out" in note for note in notes)
+
+
+def test_validate_reads_the_combinations_of_a_project(tmp_path: Path, settings: Settings) -> None:
+    path = tmp_path / "adapters.yaml"
+    begin = 'project_version: "1.0"\nadapters: {a: acme/a}\nstacks:\n'
+    path.write_text(f"{begin}  one: {{layers: [{{adapter: a}}], combination: dare_ties, density: 0.5, seed: 3}}\n")
+    assert validate(str(path), settings=settings).ok
+    path.write_text(
+        f"{begin}  one: {{layers: [{{adapter: a}}], combination: tie}}\n"
+        "  two: {layers: [{adapter: a}], density: 0.5, seed: 3}\n"
+    )
+    report = validate(str(path), settings=settings)
+    assert [finding.where.rpartition(" ")[2] for finding in report.errors] == ["stacks.one", "stacks.two", "stacks.two"]
+    assert "did you mean ties" in report.errors[0].message and "density" in report.errors[1].message
