@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from adapterhub.ops.data import SetStatistics
 
 
-@click.group("data")
+@click.group("data", epilog="Example:  adapt data inspect recipe.yaml")
 def command() -> None:
     """Look at the rows a recipe trains on."""
 
