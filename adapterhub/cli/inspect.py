@@ -43,7 +43,7 @@ def command(package: str, base: str | None, no_base: bool, every: bool, png: Pat
     heat = found.heat()
     if png is not None:
         manifest = found.package.manifest
-        write_atomic(png, draw(heat, heading=f"{manifest.name} {manifest.version}"))
+        write_atomic(png, draw(heat, heading=f"{manifest.name} {manifest.version}: size of the change"))
     if as_json:
         console.print_json(found.to_data())
     else:

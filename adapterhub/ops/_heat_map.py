@@ -100,6 +100,7 @@ def draw(heat: HeatMap, *, heading: str) -> bytes:
     picture = Picture(max(right, widest), top + max(height + 2 * _LINE, scale_height + _LINE) + _MARGIN)
     picture.text(_MARGIN, _MARGIN, heading)
     picture.text(_MARGIN, _MARGIN + _LINE, heat.title)
+    picture.text(left - 8 - text_width("module"), top - _LINE, "module")
     for y, (row, values) in enumerate(zip(heat.rows, heat.cells, strict=True)):
         at = top + y * cell
         picture.text(left - 8 - text_width(row), at + (cell - 2 * GLYPH_HEIGHT) // 2, row)
