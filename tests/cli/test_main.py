@@ -295,7 +295,7 @@ def test_completion_scripts_call_adapt_back(adapt: Adapt, shell: str) -> None:
 
 
 def test_completion_offers_commands_and_options(adapt: Adapt) -> None:
-    done = adapt(_ADAPT_COMPLETE="bash_complete", COMP_WORDS="adapt comp", COMP_CWORD="1")
+    done = adapt(_ADAPT_COMPLETE="bash_complete", COMP_WORDS="adapt compl", COMP_CWORD="1")
     assert done.stdout == "plain,completion\n"
     done = adapt(_ADAPT_COMPLETE="bash_complete", COMP_WORDS="adapt boom --co", COMP_CWORD="2")
     assert done.stdout == "plain,--count\n"
