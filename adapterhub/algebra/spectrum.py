@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.algebra.delta import ModuleDelta
-from adapterhub.errors import IncompatibleError
+from adapterhub.algebra.delta import LowRank, ModuleDelta
+from adapterhub.errors import IncompatibleError, UsageError
 from adapterhub.weights import TensorInfo, load_array
 
 if TYPE_CHECKING:
@@ -192,6 +192,31 @@ def tensor_distance(folder: Path, tensor: TensorInfo, other_folder: Path, other:
         values -= load_array(other_folder, other, rows=rows)
         values = values.reshape(-1)
         total += float(values @ values)
+    return math.sqrt(total)
+
+
+def dora_norm(folder: Path, tensor: TensorInfo, low: LowRank, *, transposed: bool = False) -> float:
+    """Return ‖W' − W‖ of a DoRA, W' = m/‖W + B·A‖ ⊙ (W + B·A) row by row; W is read in pieces, unless transposed.
+
+    tensor: the base's W, (out, in), or (in, out) if `transposed`. Source: https://arxiv.org/abs/2402.09353, equation 5.
+
+    Raises:
+        UsageError: the factors have no magnitude.
+    """
+    import numpy as np
+
+    if low.magnitude is None:
+        raise UsageError(f"{low.module} is no DoRA: it has no magnitude")
+    total = 0.0
+    for rows in (slice(0, len(low.b)),) if transposed else _pieces(tensor):
+        part = load_array(folder, tensor) if transposed else load_array(folder, tensor, rows=rows)
+        before = (part.T if transposed else part).astype(np.float64)
+        after = before + low.b[rows].astype(np.float64) @ low.a.astype(np.float64)
+        lengths = np.linalg.norm(after, axis=1, keepdims=True)
+        # A row of zeros has no direction to give a length.
+        gains = np.divide(low.magnitude[rows, None], lengths, out=np.zeros_like(lengths), where=lengths > 0)
+        change = (gains * after - before).reshape(-1)
+        total += float(change @ change)
     return math.sqrt(total)
 
 

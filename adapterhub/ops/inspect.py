@@ -35,9 +35,10 @@ _SHARED = 0.5  # of a factor's entries being zero is worth a line
 class ModuleFacts:
     """What an adapter does to one module.
 
-    shape: (out, in) of its weight. norm: ‖ΔW‖, None where a factor holds NaN or infinity. base_norm: ‖W‖, None where
-    the base was not read. energy_rank: how many singular values hold 99 % of ‖ΔW‖². outlier: the modified z-score of
-    its size among the modules of its kind, where that is beyond ±3.5.
+    shape: (out, in) of its weight. norm: ‖ΔW‖, None where a factor holds NaN or infinity; of a DoRA whose base was not
+    read ‖B·A‖. base_norm: ‖W‖, None where the base was not read. singular_values, effective_rank, energy_rank (how many
+    of them hold 99 % of their energy): of B·A. outlier: the modified z-score of its size among the modules of its
+    kind, where that is beyond ±3.5.
     """
 
     module: str
@@ -320,16 +321,20 @@ def _parameters(module: ModuleDelta) -> int:
 def _against_base(
     modules: tuple[ModuleFacts, ...], binding: Binding, record: BaseRecord, progress: Progress
 ) -> tuple[ModuleFacts, ...]:
-    from adapterhub.algebra.spectrum import tensor_norm
+    from adapterhub.algebra.spectrum import dora_norm, tensor_norm
 
-    sources = {edit.delta.module: edit.source for edit in binding.edits.values() if edit.delta is not None}
+    edits = {edit.delta.module: edit for edit in binding.edits.values() if edit.delta is not None}
     found = []
-    total = sum(source.nbytes for source in sources.values())
+    total = sum(edit.source.nbytes for edit in edits.values())
     with progress.task(f"reading {record.ref.id}", total=total, unit="B") as task:
         for module in modules:
-            source = sources[module.module]
-            found.append(replace(module, base_norm=tensor_norm(record.path, source)))
-            task.advance(source.nbytes)
+            edit = edits[module.module]
+            facts = replace(module, base_norm=tensor_norm(record.path, edit.source))
+            if edit.delta is not None and edit.delta.dora and module.norm is not None:
+                norm = dora_norm(record.path, edit.source, edit.delta.load(), transposed=edit.transposed)
+                facts = replace(facts, norm=norm)
+            found.append(facts)
+            task.advance(edit.source.nbytes)
     return _with_outliers(tuple(found))
 
 
@@ -385,7 +390,7 @@ def _remarks(modules: tuple[ModuleFacts, ...], delta: StackDelta) -> list[str]:
             told.append(
                 f"{module.module} changes much {size} than the others of its kind (modified z {module.outlier:+.1f})"
             )
-    if delta.dora:
+    if delta.dora and any(module.base_norm is None for module in modules):
         told.append("DoRA: these are the sizes of B·A alone; the rows of W + B·A are rescaled besides")
     return told
 

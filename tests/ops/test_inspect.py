@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adapterhub.algebra import spectrum
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.cli.main import main
 from adapterhub.errors import IncompatibleError, UnsatisfiedError
@@ -141,6 +142,32 @@ def test_modules_of_gpt2_that_lie_transposed(tmp_path: Path, settings: Settings)
     for module in found.modules:
         weight = weights[module.module.removeprefix("transformer.") + ".weight"]
         assert module.base_norm == pytest.approx(np.linalg.norm(weight.astype(np.float64)), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_dora_is_measured_with_its_magnitudes(
+    tmp_path: Path, settings: Settings, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectrum, "CHUNK_BYTES", 1000)
+    make = {"llama": tiny_llama, "gpt2": tiny_gpt2}[kind]
+    base, name = make(tmp_path / "model"), f"tiny-{kind}"
+    how: Any = {"base_id": name, "use_dora": True, "prefix": "transformer." if kind == "gpt2" else ""}
+    targets = ("q_proj", "down_proj") if kind == "llama" else ("c_fc",)
+    adapter = tiny_lora(tmp_path / "adapter", base, target_modules=targets, **how)
+    alone = inspect(adapter, settings=settings)
+    assert "sizes of B·A alone" in "".join(alone.warnings)
+    BaseStore(settings).add(read_base(base, BaseModelRef(id=name), "folder"))
+    found = inspect(adapter, settings=settings)
+    assert not found.warnings
+    weights, tensors = read_tensors(base), read_tensors(adapter / "adapter_model.safetensors")
+    for module, without in zip(found.modules, alone.modules, strict=True):
+        weight = weights[module.module.removeprefix("transformer.") + ".weight"].astype(np.float64)
+        weight = weight.T if kind == "gpt2" else weight
+        direction = weight + dense(adapter, module.module, 2.0)
+        magnitude = tensors[f"base_model.model.{module.module}.lora_magnitude_vector"].astype(np.float64)
+        changed = magnitude[:, None] * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+        assert module.norm == pytest.approx(np.linalg.norm(changed - weight), rel=1e-6)
+        assert without.norm == pytest.approx(np.linalg.norm(direction - weight), rel=1e-6)
 
 
 def test_tensors_saved_whole_are_held_against_the_base(tmp_path: Path, base: Path, settings: Settings) -> None:
