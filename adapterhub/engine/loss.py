@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # Architectures whose attention goes on from a cache exactly as without one, gradients included: what the tests compare.
 SHARES_PREFIX = ("gemma", "gpt2", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 # A shared beginning that saves less than this share of the tokens costs more than it saves.
-_WORTH_SHARING = 0.08
+WORTH_SHARING = 0.08
 
 
 def token_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -89,7 +89,7 @@ def _shared_length(base: Any, input_ids: torch.Tensor, labelled: torch.Tensor) -
         return 0
     same = int((input_ids == input_ids[:1]).all(0).long().cumprod(0).sum())
     length = min(same, int(labelled.any(0).nonzero()[0]))
-    return length if length * (rows - 1) >= _WORTH_SHARING * rows * tokens else 0
+    return length if length * (rows - 1) >= WORTH_SHARING * rows * tokens else 0
 
 
 def _draws_or_recomputes(base: Any) -> bool:

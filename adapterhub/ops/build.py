@@ -14,15 +14,15 @@ from adapterhub.engine.rows import Row, shared_rows
 from adapterhub.errors import LocalIOError
 from adapterhub.files import new_folder
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
-from adapterhub.ops._estimate import BaseShape, read_base_shape, trainable_parameters, training_memory
+from adapterhub.ops._estimate import adapter_shape, any_adapter, read_base_shape
 from adapterhub.ops._package import Trained, write_package
+from adapterhub.ops._plan_cost import memory_of
 from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
 from adapterhub.ops._rows import read_rows
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.manifest import TRAINING_LOG_FILE, Manifest
 from adapterhub.spec.plans import Step
-from adapterhub.spec.recipe import Recipe
 from adapterhub.spec.report import Report
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _prepare(
     base = find_base(recipe, settings, where=where)
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
     shape = read_base_shape(base.path, base.ref.model_type)
-    trainable = trainable_parameters(shape, hyperparameters, where=f"{where}: hyperparameters")
+    adapter = adapter_shape(shape, hyperparameters, where=f"{where}: hyperparameters")
 
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
@@ -193,24 +193,19 @@ def _prepare(
         dtype=dtype_name,
         threads=set_threads(settings.threads),
         training_steps=count_steps(train_counts.rows, recipe.training),
-        trainable=trainable,
-        memory=_memory(shape, recipe, dtype_name, trainable or 0, trained),
+        trainable=None if adapter is None else adapter.parameters,
+        memory=memory_of(
+            recipe,
+            shape,
+            # What the built model alone can tell is taken to be every matrix.
+            adapter or any_adapter(shape, int(str(hyperparameters["r"]))),
+            dtype=dtype_name,
+            device=chosen.type,
+            train=trained.items,
+            held_out=measured.items,
+        ).total,
     )
     return _Prepared(plan=plan, train=trained, held_out=measured, device=chosen, dtype=dtype)
-
-
-def _memory(shape: BaseShape, recipe: Recipe, dtype: str, trainable: int, examples: Examples) -> int:
-    """Estimate the memory of the largest batch there can be: the longest rows together."""
-    size = recipe.training.per_device_train_batch_size
-    longest = sorted(examples.items, key=lambda example: len(example.input_ids))[-size:]
-    return training_memory(
-        shape,
-        dtype=dtype,
-        trainable=trainable,
-        batch_tokens=len(longest) * len(longest[-1].input_ids),
-        labelled=sum(example.trained for example in longest),
-        gradient_checkpointing=recipe.training.gradient_checkpointing,
-    )
 
 
 def _require_free(out: Path) -> None:
