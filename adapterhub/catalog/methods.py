@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from adapterhub.catalog import hyperparameters as rows
+from adapterhub.catalog.hyperparameters import Hyperparameter
 from adapterhub.errors import UsageError
-from adapterhub.spec._decode import Faults, Frozen, freeze, kind_of, suggest
-
-KINDS = ("int", "float", "bool", "str", "names", "mapping", "any")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hyperparameter:
-    """One hyperparameter, by PEFT's name.
-
-    kind: `int`, `float`, `bool`, `str`, `names` (a list of texts, one text, or null), `mapping` (text to number) or
-    `any` (one of `choices`, or a list of whole numbers where there are none). minimum, maximum: inclusive.
-    """
-
-    name: str
-    kind: str
-    default: Frozen
-    help: str
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: tuple[Frozen, ...] = ()
+from adapterhub.spec._decode import Faults, Frozen, freeze, suggest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +17,9 @@ class Method:
     """One way to adapt a base model.
 
     peft_type: PEFT's word for it in adapter_config.json, None where PEFT has no such method. group: `low-rank`,
-    `scaling`, `orthogonal`, `sparse`, `prompt`, `mixture` or `other`. buildable: `adapt build` trains it today.
-    foldable: its change can be written into the base's weights.
+    `scaling`, `orthogonal`, `sparse`, `prompt`, `mixture` or `other`. targets: the modules it adapts: `linear`,
+    `scaled` (linear ones, some of them by their input), `norms`, `embedding`, or `` for none. buildable: `adapt build`
+    trains it today. foldable: its change can be written into the base's weights.
     """
 
     name: str
@@ -44,6 +27,7 @@ class Method:
     title: str
     paper: str
     group: str
+    targets: str = ""
     hyperparameters: tuple[Hyperparameter, ...] = ()
     buildable: bool = False
     foldable: bool = False
@@ -53,95 +37,9 @@ class Method:
         return next((row for row in self.hyperparameters if row.name == name), None)
 
 
-LORA_HYPERPARAMETERS: tuple[Hyperparameter, ...] = (
-    Hyperparameter(name="r", kind="int", default=16, minimum=1, maximum=65536, help="rank of A and B"),
-    Hyperparameter(
-        name="lora_alpha", kind="float", default=32, minimum=0.0, help="the delta is scaled by lora_alpha / r"
-    ),
-    Hyperparameter(
-        name="lora_dropout", kind="float", default=0.0, minimum=0.0, maximum=0.99, help="dropout before A in training"
-    ),
-    Hyperparameter(
-        name="target_modules",
-        kind="names",
-        default=None,
-        help="modules to adapt: ends of names, one regular expression, all-linear, or null for the family's default",
-    ),
-    Hyperparameter(name="exclude_modules", kind="names", default=None, help="modules to leave out, written likewise"),
-    Hyperparameter(
-        name="bias", kind="str", default="none", choices=("none", "all", "lora_only"), help="biases trained along"
-    ),
-    Hyperparameter(
-        name="use_rslora",
-        kind="bool",
-        default=False,
-        help="scale by lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)",
-    ),
-    Hyperparameter(name="use_dora", kind="bool", default=False, help="train magnitudes apart: the method dora"),
-    Hyperparameter(
-        name="rank_pattern", kind="mapping", default=MappingProxyType({}), minimum=1, help="other ranks, by module name"
-    ),
-    Hyperparameter(
-        name="alpha_pattern",
-        kind="mapping",
-        default=MappingProxyType({}),
-        minimum=0.0,
-        help="other alphas, by module name",
-    ),
-    Hyperparameter(
-        name="layers_to_transform", kind="any", default=None, help="indices of the layers to adapt; null for all"
-    ),
-    Hyperparameter(
-        name="layers_pattern", kind="names", default=None, help="name of the module list that indices count in"
-    ),
-    Hyperparameter(
-        name="modules_to_save", kind="names", default=None, help="modules trained in full and saved along (heads)"
-    ),
-    # PiSSA, OLoRA, CorDA, LoRA-GA and LoftQ change the base's weights at the start, so that the adapter alone is no
-    # adapter of the base it names; EVA needs data first. They are not offered.
-    Hyperparameter(
-        name="init_lora_weights",
-        kind="any",
-        default=True,
-        choices=(True, False, "gaussian", "orthogonal"),
-        help="how A and B begin; true leaves the base's output unchanged",
-    ),
-)
-
-
 # Every key that peft 0.21.2 writes for LoRA; one that is not here comes from a newer PEFT, or from nobody.
 LORA_CONFIG_KEYS: frozenset[str] = frozenset(
-    {row.name for row in LORA_HYPERPARAMETERS}
-    | {
-        "alora_invocation_tokens",
-        "arrow_config",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "corda_config",
-        "ensure_weight_tying",
-        "eva_config",
-        "fan_in_fan_out",
-        "inference_mode",
-        "kasa_config",
-        "layer_replication",
-        "loftq_config",
-        "lora_bias",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "monteclora_config",
-        "peft_type",
-        "peft_version",
-        "qalora_group_size",
-        "revision",
-        "runtime_config",
-        "target_parameters",
-        "task_type",
-        "trainable_token_indices",
-        "use_bdlora",
-        "use_qalora",
-        "velora_config",
-    }
+    {row.name for row in rows.LORA} | rows.BOOKKEEPING | set(rows.LEFT_OUT["lora"])
 )
 
 
@@ -152,13 +50,19 @@ def _row(name: str, title: str, paper: str, group: str, *, foldable: bool = True
     return Method(name=name, peft_type=name.upper(), title=title, paper=url, group=group, foldable=foldable)
 
 
+def _built(row: Method, hyperparameters: tuple[Hyperparameter, ...], *, targets: str = "") -> Method:
+    """Make the row of a method that `adapt build` trains."""
+    return replace(row, hyperparameters=hyperparameters, targets=targets, buildable=True)
+
+
 _LORA = Method(
     name="lora",
     peft_type="LORA",
     title="Low-Rank Adaptation",
     paper="https://arxiv.org/abs/2106.09685",
     group="low-rank",
-    hyperparameters=LORA_HYPERPARAMETERS,
+    targets="linear",
+    hyperparameters=rows.LORA,
     buildable=True,
     foldable=True,
 )
@@ -167,18 +71,17 @@ _DORA = replace(
     name="dora",
     title="Weight-Decomposed Low-Rank Adaptation",
     paper="https://arxiv.org/abs/2402.09353",
-    hyperparameters=tuple(
-        replace(row, default=True) if row.name == "use_dora" else row for row in LORA_HYPERPARAMETERS
-    ),
-    buildable=False,
+    hyperparameters=rows.DORA,
 )
 
 # Every method of PEFT's PeftType; papers as its docs and sources name them.
 _NAMED: tuple[Method, ...] = (
-    _row("adalora", "AdaLoRA", "2303.10512", "low-rank"),
-    _row("loha", "Low-Rank Hadamard Product", "2108.06098", "low-rank"),
-    _row("lokr", "Low-Rank Kronecker Product", "2309.14859", "low-rank"),
-    _row("vera", "Vector-based Random Matrix Adaptation", "2310.11454", "low-rank"),
+    _built(_row("adalora", "AdaLoRA", "2303.10512", "low-rank"), rows.ADALORA, targets="linear"),
+    _built(_row("loha", "Low-Rank Hadamard Product", "2108.06098", "low-rank"), rows.LOHA, targets="linear"),
+    _built(_row("lokr", "Low-Rank Kronecker Product", "2309.14859", "low-rank"), rows.LOKR, targets="linear"),
+    _built(
+        _row("vera", "Vector-based Random Matrix Adaptation", "2310.11454", "low-rank"), rows.VERA, targets="linear"
+    ),
     _row("pvera", "Probabilistic Vector-based Random Matrix Adaptation", "2512.07703", "low-rank"),
     _row("vblora", "VB-LoRA", "2405.15179", "low-rank"),
     _row("randlora", "RandLoRA", "2502.00987", "low-rank"),
@@ -195,12 +98,12 @@ _NAMED: tuple[Method, ...] = (
     _row("frod", "FRoD", "https://doi.org/10.1609/aaai.v40i31.39813", "low-rank"),
     _row("supertuning", "SuperTuning", "2607.09287", "low-rank"),
     _row("peanut", "PEANuT", "2410.01870", "low-rank"),
-    _row("ia3", "(IA)³", "2205.05638", "scaling"),
+    _built(_row("ia3", "(IA)³", "2205.05638", "scaling"), rows.IA3, targets="scaled"),
     _row("road", "RoAd", "2409.00119", "scaling"),
-    _row("ln_tuning", "LayerNorm tuning", "2312.11420", "scaling"),
+    _built(_row("ln_tuning", "LayerNorm tuning", "2312.11420", "scaling"), rows.LN_TUNING, targets="norms"),
     _row("beft", "Bias-Efficient Fine-Tuning", "2509.15974", "scaling"),
-    _row("oft", "Orthogonal Finetuning", "2306.07280", "orthogonal"),
-    _row("boft", "Butterfly Orthogonal Finetuning", "2311.06243", "orthogonal"),
+    _built(_row("oft", "Orthogonal Finetuning", "2306.07280", "orthogonal"), rows.OFT, targets="linear"),
+    _built(_row("boft", "Butterfly Orthogonal Finetuning", "2311.06243", "orthogonal"), rows.BOFT, targets="linear"),
     _row("hra", "Householder Reflection Adaptation", "2405.17484", "orthogonal"),
     _row("psoft", "Principal Subspace OFT", "https://openreview.net/forum?id=FSHrinMArK", "orthogonal"),
     _row("osf", "Orthogonal Subspace Fine-tuning", "", "orthogonal"),
@@ -208,10 +111,12 @@ _NAMED: tuple[Method, ...] = (
     _row("waveft", "Wavelet Fine-Tuning", "", "sparse"),
     _row("c3a", "Circular Convolution Adaptation", "2407.19342", "sparse"),
     _row("shira", "Sparse High-Rank Adapters", "2406.13175", "sparse"),
-    _row("trainable_tokens", "trainable token embeddings", "", "sparse"),
-    _row("prompt_tuning", "prompt tuning", "2104.08691", "prompt", foldable=False),
-    _row("prefix_tuning", "prefix tuning", "2101.00190", "prompt", foldable=False),
-    _row("p_tuning", "P-tuning", "2103.10385", "prompt", foldable=False),
+    _built(
+        _row("trainable_tokens", "trainable token embeddings", "", "sparse"), rows.TRAINABLE_TOKENS, targets="embedding"
+    ),
+    _built(_row("prompt_tuning", "prompt tuning", "2104.08691", "prompt", foldable=False), rows.PROMPT_TUNING),
+    _built(_row("prefix_tuning", "prefix tuning", "2101.00190", "prompt", foldable=False), rows.PREFIX_TUNING),
+    _built(_row("p_tuning", "P-tuning", "2103.10385", "prompt", foldable=False), rows.P_TUNING),
     _row("multitask_prompt_tuning", "multitask prompt tuning", "2303.02861", "prompt", foldable=False),
     _row("cpt", "Context-aware Prompt Tuning", "2410.17222", "prompt", foldable=False),
     _row("cartridge", "Cartridges", "2506.06266", "prompt", foldable=False),
@@ -290,20 +195,18 @@ def check_hyperparameters(method: Method, given: Mapping[str, object], *, where:
     require_buildable(method)
     faults = Faults(where=where)
     known = [row.name for row in method.hyperparameters]
+    if "alpha" in known and "lora_alpha" in given and "alpha" not in given:
+        # A recipe's `alpha` was taken for LoRA's; LoHa and LoKr have one by that very name.
+        given = {("alpha" if name == "lora_alpha" else name): value for name, value in given.items()}
     for name in given:
         if name not in known:
-            near = suggest(str(name), known)
-            faults.add(
-                str(name),
-                f"{method.name} has no such hyperparameter"
-                + (f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}"),
-            )
+            faults.add(str(name), _unknown(method, str(name), known))
     filled: dict[str, Frozen] = {}
     for row in method.hyperparameters:
         filled[row.name] = row.default
         if row.name in given:
             filled[row.name] = freeze(given[row.name])
-            if (fault := _fault(row, given[row.name])) is not None:
+            if (fault := row.fault(given[row.name])) is not None:
                 faults.add(row.name, fault)
     if not faults.found:
         _cross_check(method, filled, faults)
@@ -311,78 +214,93 @@ def check_hyperparameters(method: Method, given: Mapping[str, object], *, where:
     return MappingProxyType(filled)
 
 
+def _unknown(method: Method, name: str, known: list[str]) -> str:
+    if (reason := rows.LEFT_OUT.get(method.name, {}).get(name)) is not None:
+        return reason
+    near = suggest(name, known)
+    told = f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}"
+    return f"{method.name} has no such hyperparameter{told}"
+
+
 def _cross_check(method: Method, filled: Mapping[str, Frozen], faults: Faults) -> None:
     """The rules that no single value can break."""
-    if (wanted := method.name == "dora") != filled["use_dora"]:
-        faults.add("use_dora", "has to stay true with method: dora" if wanted else "is a method of its own: dora")
-    if filled["target_modules"] == ():
+    if "use_dora" in filled:
+        if (wanted := method.name == "dora") != filled["use_dora"]:
+            faults.add("use_dora", "has to stay true with method: dora" if wanted else "is a method of its own: dora")
+        elif wanted and changes_base(filled.get("init_lora_weights")):
+            faults.add("init_lora_weights", "DoRA's magnitudes are those of the base, which this start changes")
+    if filled.get("target_modules") == ():
         faults.add("target_modules", "names no module; leave it out for the default of the base's family")
-    if filled["layers_pattern"] and filled["layers_to_transform"] is None:
+    if filled.get("layers_pattern") and filled["layers_to_transform"] is None:
         faults.add("layers_pattern", "is used only together with layers_to_transform")
-    if isinstance(filled["target_modules"], str) and filled["layers_to_transform"] is not None:
+    if isinstance(filled.get("target_modules"), str) and filled.get("layers_to_transform") is not None:
         faults.add("layers_to_transform", "needs target_modules as a list of names")
+    if (check := _OWN_RULES.get(method.name)) is not None:
+        check(filled, faults)
 
 
-def _fault(row: Hyperparameter, value: object) -> str | None:
-    """Say what is wrong with one value, None where nothing is."""
-    if row.kind == "any":
-        return _any_fault(row, value)
-    if row.kind == "mapping":
-        return _mapping_fault(row, value)
-    if row.kind == "names":
-        return _names_fault(value)
-    expected, accept = {
-        "int": ("a whole number", (int,)),
-        "float": ("a number", (int, float)),
-        "bool": ("true or false", (bool,)),
-        "str": ("text", (str,)),
-    }[row.kind]
-    if not isinstance(value, accept) or (isinstance(value, bool) and row.kind != "bool"):
-        return f"expected {expected}, found {kind_of(value)}"
-    if isinstance(value, int | float) and row.kind != "bool":
-        return _range_fault(row, value)
-    if row.choices and value not in row.choices:
-        return f"{value!r} is not known; known: {', '.join(str(choice) for choice in row.choices)}"
-    return None
+def changes_base(init: object) -> bool:
+    """Say whether a value of init_lora_weights moves a part of the base's weights into the adapter at the start."""
+    return isinstance(init, str) and init.startswith(("pissa", "olora"))
 
 
-def _range_fault(row: Hyperparameter, value: float) -> str | None:
-    if not math.isfinite(value):
-        return f"must be finite, is {value}"
-    if row.minimum is not None and value < row.minimum:
-        return f"must be at least {row.minimum:g}, is {value:g}"
-    if row.maximum is not None and value > row.maximum:
-        return f"must be at most {row.maximum:g}, is {value:g}"
-    return None
+def _check_adalora(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    # With nothing to take away PEFT asks torch for the 0th smallest of the scores, which there is not.
+    if _number(filled["target_r"]) >= _number(filled["init_r"]):
+        faults.add("target_r", f"must be less than init_r ({filled['init_r']}), is {filled['target_r']}")
 
 
-def _names_fault(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and value):
-        return None
-    if isinstance(value, list | tuple) and all(isinstance(item, str) and item for item in value):
-        return None
-    return f"expected a list of names, one text or null, found {kind_of(value)}"
+def _check_ia3(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    targets, forward = filled["target_modules"], filled["feedforward_modules"]
+    if forward is not None and targets is None:
+        faults.add("feedforward_modules", "needs target_modules, which hold them too")
+    elif isinstance(targets, tuple) and isinstance(forward, tuple):
+        outside = [str(name) for name in forward if name not in targets]
+        if outside:
+            faults.add("feedforward_modules", f"{', '.join(outside)}: not in target_modules, which hold them too")
 
 
-def _mapping_fault(row: Hyperparameter, value: object) -> str | None:
-    if not isinstance(value, Mapping):
-        return f"expected a mapping from module names to numbers, found {kind_of(value)}"
-    for key, item in value.items():
-        whole = row.name == "rank_pattern"
-        if isinstance(item, bool) or not isinstance(item, int if whole else (int, float)):
-            return f"{key}: expected a {'whole ' if whole else ''}number, found {kind_of(item)}"
-        if (fault := _range_fault(row, item)) is not None:
-            return f"{key}: {fault}"
-    return None
+def _check_oft(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    if bool(filled["r"]) == bool(filled["oft_block_size"]):
+        faults.add("oft_block_size", "give either r or oft_block_size, and 0 for the other")
 
 
-def _any_fault(row: Hyperparameter, value: object) -> str | None:
-    if row.choices:
-        # 1 == True in Python; in a recipe they are different words.
-        if any(type(value) is type(choice) and value == choice for choice in row.choices):
-            return None
-        return f"{value!r} is not known; known: {', '.join(str(choice).lower() for choice in row.choices)}"
-    items = value if isinstance(value, list | tuple) else (value,)
-    if value is None or all(type(item) is int and item >= 0 for item in items):
-        return None
-    return f"expected whole numbers from 0, found {kind_of(value)}"
+def _check_boft(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    if bool(filled["boft_block_num"]) == bool(filled["boft_block_size"]):
+        faults.add("boft_block_size", "give either boft_block_num or boft_block_size, and 0 for the other")
+
+
+def _check_prompt_tuning(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    if (filled["prompt_tuning_init"] == "TEXT") != bool(filled["prompt_tuning_init_text"]):
+        faults.add("prompt_tuning_init_text", "belongs to prompt_tuning_init: TEXT, and that to it")
+
+
+def _check_prefix_tuning(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    if filled["encoder_hidden_size"] is not None and not filled["prefix_projection"]:
+        faults.add("encoder_hidden_size", "is the width of the network that prefix_projection: true asks for")
+
+
+def _check_trainable_tokens(filled: Mapping[str, Frozen], faults: Faults) -> None:
+    indices = filled["token_indices"]
+    if not isinstance(indices, tuple) or not indices:
+        faults.add("token_indices", "name at least one token, by its id in the base's tokenizer: [49152, 49153]")
+    elif len(set(indices)) < len(indices):
+        faults.add("token_indices", "names a token twice")
+
+
+def _number(value: Frozen) -> float:
+    assert isinstance(value, int | float)
+    return value
+
+
+_OWN_RULES: Mapping[str, Callable[[Mapping[str, Frozen], Faults], None]] = MappingProxyType(
+    {
+        "adalora": _check_adalora,
+        "ia3": _check_ia3,
+        "oft": _check_oft,
+        "boft": _check_boft,
+        "prompt_tuning": _check_prompt_tuning,
+        "prefix_tuning": _check_prefix_tuning,
+        "trainable_tokens": _check_trainable_tokens,
+    }
+)

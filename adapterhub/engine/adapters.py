@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adapterhub.catalog.families import family_of
+from adapterhub.catalog.methods import METHODS, Method, changes_base
 from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
@@ -16,30 +19,63 @@ from adapterhub.spec.digest import canonical_json
 from adapterhub.spec.manifest import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    import torch
+    from peft import PeftConfig, PeftModel
 
 # PEFT keeps these as lists or sets whose order says nothing (and saves sets in random order).
-_UNORDERED = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+_UNORDERED = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters")
 
 
-def lora_config(hyperparameters: Mapping[str, Frozen], *, task: str, model_type: str | None = None) -> LoraConfig:
-    """Return PEFT's config of checked hyperparameters, whose names are LoraConfig's own (catalog/methods.py)."""
-    from peft import LoraConfig
+def peft_config(
+    hyperparameters: Mapping[str, Frozen],
+    *,
+    task: str,
+    method: str = "lora",
+    model_type: str | None = None,
+    steps: int | None = None,
+    tokenizer: str | None = None,
+) -> PeftConfig:
+    """Return PEFT's config of checked hyperparameters, whose names are its own (catalog/hyperparameters.py).
 
-    family = family_of(model_type)
-    return LoraConfig(
-        task_type=task,
+    steps: how many optimizer steps will be trained, which AdaLoRA plans its ranks by. tokenizer: a folder, for a prompt
+    that begins as a text.
+
+    Raises:
+        IncompatibleError: PEFT refuses the values together.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[METHODS[method].peft_type]
+    names = {item.name for item in dataclasses.fields(config_class)}
+    given = {name: thaw(value) for name, value in hyperparameters.items()}
+    if "fan_in_fan_out" in names:
         # PEFT finds out by itself, and warns; exported configs of GPT-2 adapters say it as well.
-        fan_in_fan_out=family is not None and family.conv1d,
-        **{name: thaw(value) for name, value in hyperparameters.items()},
-    )
+        family = family_of(model_type)
+        given["fan_in_fan_out"] = family is not None and family.conv1d
+    if "total_step" in names:
+        given["total_step"] = steps
+    if given.get("prompt_tuning_init") == "TEXT":
+        given["tokenizer_name_or_path"] = tokenizer
+    try:
+        return config_class(task_type=task, **given)
+    except (ValueError, TypeError) as error:
+        raise IncompatibleError(f"PEFT refuses: {_line(error)}", where="hyperparameters") from error
 
 
-def attach(base: LoadedBase, hyperparameters: Mapping[str, Frozen], *, task: str, seed: int) -> PeftModel:
-    """Put a fresh adapter on a base, its first values drawn from `seed`; the base's own weights stay frozen.
+def attach(
+    base: LoadedBase,
+    hyperparameters: Mapping[str, Frozen],
+    *,
+    task: str,
+    seed: int,
+    method: str = "lora",
+    steps: int | None = None,
+) -> PeftModel:
+    """Put a fresh adapter on a base, its first values drawn from `seed`; the base's own weights take no gradient.
 
     Everything trainable is float32 whatever the base's dtype: the optimizer's small steps would be rounded away in 16
-    bits (https://arxiv.org/abs/1710.03740, section 3.1).
+    bits (https://arxiv.org/abs/1710.03740, section 3.1). With a start that changes the base (PiSSA, OLoRA) the base's
+    weights are changed in place.
 
     Raises:
         IncompatibleError: a target module is not in the base, or PEFT cannot adapt it.
@@ -48,7 +84,46 @@ def attach(base: LoadedBase, hyperparameters: Mapping[str, Frozen], *, task: str
     from peft import get_peft_model
     from transformers import set_seed
 
-    paths = [name for name, module in base.model.named_modules() if _has_matrix(module)]
+    hint = _refuse_unmatched(base, hyperparameters, METHODS[method])
+    config = peft_config(
+        hyperparameters,
+        task=task,
+        method=method,
+        model_type=base.model.config.model_type,
+        steps=steps,
+        tokenizer=getattr(base.tokenizer, "name_or_path", None),
+    )
+    # Before the adapter is made, so that A's first values belong to the seed too.
+    set_seed(seed)
+    try:
+        with without_future_warnings():
+            model = get_peft_model(base.model, config)
+    except (ValueError, TypeError, AssertionError, IndexError) as error:
+        raise IncompatibleError(
+            f"PEFT cannot put this adapter on the base model: {_line(error)}", where="hyperparameters", hint=hint
+        ) from error
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+    return model
+
+
+def start_of(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return A and B as they began, by the names they are saved under, where the start moved a part of the base there.
+
+    What training adds to the base is then the difference between the adapter and them. Empty for any other start.
+    """
+    if not changes_base(getattr(model.active_peft_config, "init_lora_weights", None)):
+        return {}
+    return {name: tensor.detach().clone() for name, tensor in _state(model).items() if _is_factor(name)}
+
+
+def _refuse_unmatched(base: LoadedBase, hyperparameters: Mapping[str, Frozen], method: Method) -> str | None:
+    """Refuse names that no module has: PEFT stops only where none matches. Return the hint that lists what there is."""
+    if not method.targets:
+        return None
+    fits = _has_weight if method.targets == "norms" else _has_matrix
+    paths = [name for name, module in base.model.named_modules() if fits(module)]
     hint = f"its modules: {', '.join(sorted({path.rpartition('.')[2] for path in paths}))}"
     wanted = hyperparameters.get("target_modules")
     unmatched = [
@@ -57,26 +132,22 @@ def attach(base: LoadedBase, hyperparameters: Mapping[str, Frozen], *, task: str
         if not any(path == name or path.endswith(f".{name}") for path in paths)
     ]
     if unmatched:
-        # PEFT stops only where none matches; a misspelt one among others would go unseen.
         raise IncompatibleError(
             f"no module of the base model is named {', '.join(unmatched)}",
             where="hyperparameters.target_modules",
             hint=hint,
         )
-    config = lora_config(hyperparameters, task=task, model_type=base.model.config.model_type)
-    # Before the adapter is made, so that A's first values belong to the seed too.
-    set_seed(seed)
-    try:
-        with without_future_warnings():
-            model = get_peft_model(base.model, config)
-    except (ValueError, TypeError) as error:
-        raise IncompatibleError(
-            f"PEFT cannot put this adapter on the base model: {str(error)[:300]}", where="hyperparameters", hint=hint
-        ) from error
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype != torch.float32:
-            parameter.data = parameter.data.float()
-    return model
+    return hint
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _has_weight(module: object) -> bool:
+    import torch
+
+    return isinstance(getattr(module, "weight", None), torch.Tensor)
 
 
 def _has_matrix(module: object) -> bool:
@@ -91,37 +162,113 @@ def trainable_parameters(model: PeftModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save(model: PeftModel, folder: Path, *, base_id: str, base_revision: str | None) -> dict[str, object]:
+def penalty(model: PeftModel) -> torch.Tensor | None:
+    """Return what a method adds to the loss of a step, None for most: AdaLoRA's A and B are held to orthogonality.
+
+    It is `orth_reg_weight` times the mean over A and B of ‖A·Aᵀ − 1‖ and ‖Bᵀ·B − 1‖, as peft's AdaLoraModel.forward
+    has it for the loss that transformers computes (https://arxiv.org/abs/2303.10512, equation 4).
+    """
+    import torch
+
+    config = model.active_peft_config
+    weight = getattr(config, "orth_reg_weight", 0.0)
+    if not weight:
+        return None
+    found = []
+    for name, factor in model.named_parameters():
+        if ".lora_A." in name or ".lora_B." in name:
+            square = factor @ factor.T if ".lora_A." in name else factor.T @ factor
+            found.append(torch.linalg.matrix_norm(square - torch.eye(len(square), device=square.device)))
+    return weight * torch.stack(found).mean()
+
+
+def after_step(model: PeftModel, step: int) -> None:
+    """Do what a method does after an optimizer step (counted from 1), its gradients still there: AdaLoRA's ranks."""
+    if hasattr(model.base_model, "update_and_allocate"):
+        model.base_model.update_and_allocate(step)
+
+
+def save(
+    model: PeftModel,
+    folder: Path,
+    *,
+    base_id: str,
+    base_revision: str | None,
+    start: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, object]:
     """Write adapter_model.safetensors (float32) and adapter_config.json as PEFT does, and return the config.
 
     Unlike PEFT's, the config's lists are sorted and the base is named by its id, never by a path of this machine, so
-    the same training gives the same bytes.
+    the same training gives the same bytes. An adapter whose start changed the base is written as the plain LoRA, of
+    twice the rank, that does the same to the base as it was; `start` is then what `start_of` gave.
 
     Raises:
         BuildError: a weight is not finite.
     """
     import torch
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save as to_bytes
 
-    # Embeddings are saved where they are trained (modules_to_save); PEFT's "auto" would ask the Hub about the base.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    # Before the config: for AdaLoRA, PEFT puts the ranks that are left into it here.
+    state = _state(model)
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
         raise BuildError(
             f"{len(broken)} of the adapter's tensors hold values that are not finite, {broken[0]} first",
             hint="lower training.learning_rate",
         )
+    config = _config_data(model, base_id=base_id, base_revision=base_revision)
+    if changes_base(config.get("init_lora_weights")):
+        assert start, "an adapter that starts from the base's weights is saved as a difference from its start"
+        state, config = _as_difference(state, start), _of_twice_the_rank(config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomic(folder / WEIGHTS_FILE, to_bytes(tensors, metadata={"format": "pt"}))
-    config = _config_data(model, base_id=base_id, base_revision=base_revision)
     write_atomic(folder / CONFIG_FILE, canonical_json(config))
     return config
+
+
+def _state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors by the names that PEFT saves them under."""
+    from peft import get_peft_model_state_dict
+
+    # Embeddings are saved where they are trained (modules_to_save); PEFT's "auto" would ask the Hub about the base.
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _is_factor(name: str) -> bool:
+    return name.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def _as_difference(state: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the factors of B·A − B₀·A₀: what was added to the base, whose weights were W and became W − s·B₀·A₀.
+
+    As in peft's LoraModel.subtract_mutated_init.
+    """
+    import torch
+
+    found = dict(state)
+    for name, first in start.items():
+        first = first.to(found[name].device)
+        if name.endswith(".lora_A.weight"):
+            found[name] = torch.cat([found[name], first], dim=0)
+        else:
+            found[name] = torch.cat([found[name], -first], dim=1)
+    return found
+
+
+def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a LoRA of twice the rank and the same scaling, lora_alpha / r or lora_alpha / sqrt(r)."""
+    grown = math.sqrt(2) if config["use_rslora"] else 2
+    changed = {**config, "init_lora_weights": True, "r": 2 * config["r"], "lora_alpha": grown * config["lora_alpha"]}
+    changed["rank_pattern"] = {name: 2 * rank for name, rank in (config["rank_pattern"] or {}).items()}
+    changed["alpha_pattern"] = {name: grown * alpha for name, alpha in (config["alpha_pattern"] or {}).items()}
+    return changed
 
 
 def _config_data(model: PeftModel, *, base_id: str, base_revision: str | None) -> dict[str, object]:
     config = model.active_peft_config.to_dict()
     config.update(base_model_name_or_path=base_id, revision=base_revision, inference_mode=True, auto_mapping=None)
+    if config.get("tokenizer_name_or_path"):
+        config["tokenizer_name_or_path"] = base_id
     for name in _UNORDERED:
         if isinstance(config.get(name), list | set | tuple):
             config[name] = sorted(config[name])

@@ -48,14 +48,28 @@ def labelled_logits(model: Any, input_ids: torch.Tensor, labelled: torch.Tensor)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = _output_layer(base)
     if head is None:
-        return model(input_ids=input_ids, use_cache=False).logits[wanted]
-    if length := _shared_length(base, input_ids, labelled):
+        return _last(model(input_ids=input_ids, use_cache=False).logits, wanted)
+    if length := 0 if _may_not_share(model) else _shared_length(base, input_ids, labelled):
         logits = _after_shared_prefix(model, base, head, input_ids, wanted, length)
         if logits is not None:
             return logits
     with _narrowed(head, wanted) as narrowed:
         logits = model(input_ids=input_ids, use_cache=False).logits
-    return logits[0] if narrowed else logits[wanted]
+    return logits[0] if narrowed else _last(logits, wanted)
+
+
+def _last(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Pick the wanted positions; trained prompts put theirs before the text's."""
+    return logits[:, logits.shape[1] - wanted.shape[1] :][wanted]
+
+
+def _may_not_share(model: Any) -> bool:
+    """Say whether an adapter may do other things to one pass than to two: all but LoRA and the bare base, to be safe.
+
+    Prompts would be put before each, and some methods draw what a step leaves out anew in each pass.
+    """
+    config = getattr(model, "active_peft_config", None)
+    return config is not None and config.peft_type != "LORA"
 
 
 @contextmanager
@@ -65,9 +79,11 @@ def _narrowed(head: Any, wanted: torch.Tensor) -> Iterator[list[bool]]:
 
     def narrow(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = inputs[0]
-        if hidden.ndim != 3 or hidden.shape[:2] != wanted.shape:
+        if hidden.ndim != 3 or hidden.shape[0] != wanted.shape[0] or hidden.shape[1] < wanted.shape[1]:
             return None
         done.append(True)
+        # Trained prompts put their positions before the text's.
+        hidden = hidden[:, hidden.shape[1] - wanted.shape[1] :]
         return (hidden[wanted].unsqueeze(0), *inputs[1:])
 
     hook = head.register_forward_pre_hook(narrow)

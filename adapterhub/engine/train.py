@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.engine.adapters import after_step, penalty
 from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.engine.data import Example, LengthGroupedOrder, pad
 from adapterhub.engine.loss import token_losses
@@ -141,6 +142,7 @@ def _make_trainer(
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback
 
+    adapter = model
     order = LengthGroupedOrder(
         [len(example.input_ids) for example in examples], spec.per_device_train_batch_size, spec.seed
     )
@@ -156,12 +158,19 @@ def _make_trainer(
         ) -> Any:
             rows = inputs.pop("rows")
             losses = token_losses(model, inputs)
-            loss = losses.sum() / (len(losses) if num_items_in_batch is None else num_items_in_batch)
+            whole = len(losses) if num_items_in_batch is None else num_items_in_batch
+            loss = losses.sum() / whole
+            # Once a step: each of its batches bears the share of its labelled tokens.
+            if (added := penalty(adapter)) is not None:
+                loss = loss + added * (len(losses) / whole)
             watch.batch(loss, rows, inputs["attention_mask"])
             return loss
 
     class Steps(TrainerCallback):
         """Passes the Trainer's events on."""
+
+        def on_optimizer_step(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            after_step(adapter, state.global_step + 1)
 
         def on_step_end(self, *_: Any, lr_scheduler: Any, **__: Any) -> None:
             watch.step(lr_scheduler.get_last_lr()[0])

@@ -74,11 +74,10 @@ class BuildPlan(Plan):
         """Return what a person checks before a training."""
         share = "" if self.trainable is None else f" ({self.trainable / max(1, self.base.parameters):.2%} of the base)"
         training = self.recipe.training
-        targets = self.hyperparameters["target_modules"]
         return (
             ("package", f"{self.recipe.name} {self.recipe.version}"),
             ("base model", f"{self.base.ref.id} ({self.base.parameters:,} parameters)"),
-            ("method", f"{self.recipe.method}, r {self.hyperparameters['r']}, on {_listed(targets)}"),
+            ("method", _told(self.recipe.method, self.hyperparameters)),
             ("training rows", str(self.train)),
             ("held-out rows", str(self.held_out) if self.held_out.rows else "none"),
             ("trainable", "known when built" if self.trainable is None else f"{self.trainable:,} parameters{share}"),
@@ -111,6 +110,15 @@ class BuildPlan(Plan):
             "trainable_parameters": self.trainable,
             "memory_bytes": self.memory,
         }
+
+
+def _told(method: str, hyperparameters: Mapping[str, Frozen]) -> str:
+    """Return a method with its size and what it adapts: `lora, r 16, on q_proj, v_proj`."""
+    sizes = [
+        f"{name} {hyperparameters[name]}" for name in ("r", "init_r", "num_virtual_tokens") if hyperparameters.get(name)
+    ]
+    targets = hyperparameters.get("target_modules")
+    return ", ".join([method, *sizes, *([f"on {_listed(targets)}"] if targets else [])])
 
 
 def _listed(targets: Frozen) -> str:

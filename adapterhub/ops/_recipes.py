@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 from adapterhub.bases import BaseRecord, BaseStore
-from adapterhub.catalog.families import default_targets
+from adapterhub.catalog.method_targets import with_default_modules
 from adapterhub.catalog.methods import check_hyperparameters, method_named, require_buildable
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.documents import parse_yaml, read_yaml
@@ -98,11 +97,8 @@ def fill_hyperparameters(recipe: Recipe, *, model_type: str | None, where: str) 
     """Return the method's hyperparameters with every default, target modules by the base's family.
 
     Raises:
-        InvalidFileError: every fault.
+        InvalidFileError: every fault. IncompatibleError: the method has no default modules for the base's family.
     """
-    filled = dict(
-        check_hyperparameters(method_named(recipe.method), recipe.hyperparameters, where=f"{where}: hyperparameters")
-    )
-    if filled["target_modules"] is None:
-        filled["target_modules"] = default_targets(model_type)
-    return MappingProxyType(filled)
+    method, where = method_named(recipe.method), f"{where}: hyperparameters"
+    filled = check_hyperparameters(method, recipe.hyperparameters, where=where)
+    return with_default_modules(method, filled, model_type, where=where)

@@ -14,7 +14,8 @@ from adapterhub.engine.rows import Row, shared_rows
 from adapterhub.errors import LocalIOError
 from adapterhub.files import new_folder
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
-from adapterhub.ops._estimate import adapter_shape, any_adapter, read_base_shape
+from adapterhub.ops._estimate import read_base_shape
+from adapterhub.ops._method_fit import fit_method, refuse_schedule, room_for_text, stand_in
 from adapterhub.ops._package import Trained, write_package
 from adapterhub.ops._plan_cost import memory_of
 from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
@@ -159,7 +160,7 @@ def _prepare(
     base = find_base(recipe, settings, where=where)
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
     shape = read_base_shape(base.path, base.ref.model_type)
-    adapter = adapter_shape(shape, hyperparameters, where=f"{where}: hyperparameters")
+    adapter = fit_method(shape, recipe, hyperparameters, where=where)
 
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
@@ -169,16 +170,18 @@ def _prepare(
     chosen = choose_device(device)
     dtype = choose_dtype(recipe.training.dtype, chosen)
     tokenizer = load_tokenizer(base)
-    length = min(recipe.data.max_length, shape.context or recipe.data.max_length)
+    length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
     trained = encode_rows(train, tokenizer, recipe.data, max_length=length)
     measured = encode_rows(held_out, tokenizer, recipe.data, max_length=length)
     train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
+    steps = count_steps(train_counts.rows, recipe.training)
+    refuse_schedule(recipe, hyperparameters, steps, where=where)
     dtype_name = str(dtype).removeprefix("torch.")
     plan = BuildPlan(
         verb="build",
         steps=(
             Step(action="read", subject=base.ref.id, detail="the base model", size=base.size),
-            Step(action="train", subject=f"{count_steps(train_counts.rows, recipe.training)} steps"),
+            Step(action="train", subject=f"{steps} steps"),
             Step(action="write", subject=str(out), detail="the package"),
         ),
         warnings=(*_row_warnings(train, held_out), *_cut_warnings(train_counts, held_out_counts, length)),
@@ -192,13 +195,12 @@ def _prepare(
         device=str(chosen),
         dtype=dtype_name,
         threads=set_threads(settings.threads),
-        training_steps=count_steps(train_counts.rows, recipe.training),
+        training_steps=steps,
         trainable=None if adapter is None else adapter.parameters,
         memory=memory_of(
             recipe,
             shape,
-            # What the built model alone can tell is taken to be every matrix.
-            adapter or any_adapter(shape, int(str(hyperparameters["r"]))),
+            adapter or stand_in(shape, hyperparameters),
             dtype=dtype_name,
             device=chosen.type,
             train=trained.items,
@@ -245,9 +247,8 @@ def _train(prepared: _Prepared, folder: Path, started: datetime, progress: Progr
     with progress.task(f"loading {plan.base.ref.id}", total=None):
         base = load_base(plan.base, device=prepared.device, dtype=prepared.dtype)
     filler = pad_id(base.tokenizer)
-    model = adapters.attach(base, plan.hyperparameters, task=recipe.task, seed=recipe.training.seed)
 
-    def measure(label: str) -> evaluate.RowLosses:
+    def measure(model: Any, label: str) -> evaluate.RowLosses:
         return evaluate.row_losses(
             model,
             prepared.held_out.items,
@@ -259,19 +260,26 @@ def _train(prepared: _Prepared, folder: Path, started: datetime, progress: Progr
             progress=progress,
         )
 
-    before = None
-    if prepared.held_out.items:
-        with model.disable_adapter():
-            before = measure("held-out rows, bare base")
+    # Before there is an adapter: some begin by changing the base.
+    before = measure(base.model, "held-out rows, bare base") if prepared.held_out.items else None
+    model = adapters.attach(
+        base,
+        plan.hyperparameters,
+        task=recipe.task,
+        seed=recipe.training.seed,
+        method=recipe.method,
+        steps=plan.training_steps,
+    )
+    start = adapters.start_of(model)
     log = folder / TRAINING_LOG_FILE
     result = train(model, base, prepared.train.items, recipe.training, pad_id=filler, log=log, progress=progress)
     comparison = None
     if before is not None:
-        after = measure("held-out rows, with the adapter")
+        after = measure(model, "held-out rows, with the adapter")
         comparison = evaluate.compare(
             before, after, samples=recipe.evaluation.bootstrap_samples, seed=recipe.training.seed
         )
-    adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision)
+    adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision, start=start)
     return Trained(
         started=started,
         finished=datetime.now(UTC),

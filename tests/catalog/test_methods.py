@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from adapterhub.catalog import hyperparameters as rows
 from adapterhub.catalog import methods
+from adapterhub.catalog.method_targets import with_default_modules
 from adapterhub.catalog.methods import METHODS, check_hyperparameters, method_named, method_of_config
-from adapterhub.errors import InvalidFileError, UsageError
+from adapterhub.errors import IncompatibleError, InvalidFileError, UsageError
 
 LORA = METHODS["lora"]
 
@@ -54,7 +56,11 @@ def test_an_unknown_hyperparameter_names_the_nearest():
         ({"layers_to_transform": -1}, "whole numbers"),
         ({"layers_pattern": "layers"}, "layers_to_transform"),
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, "list of names"),
-        ({"init_lora_weights": "pissa"}, "not known"),
+        ({"init_lora_weights": "pissa_niter_0"}, "not known"),
+        ({"init_lora_weights": "pizza"}, "not known"),
+        ({"init_lora_weights": "eva"}, "activations of data before training"),
+        ({"init_lora_weights": "loftq"}, "quantized base is not supported"),
+        ({"eva_config": {}}, "data before training"),
         ({"init_lora_weights": 1}, "not known"),
         ({"use_dora": True}, "dora"),
     ],
@@ -65,8 +71,8 @@ def test_wrong_values_are_refused(given, word):
 
 
 def test_a_method_that_cannot_be_built_says_so():
-    with pytest.raises(UsageError, match="ia3 cannot be built yet") as caught:
-        check_hyperparameters(METHODS["ia3"], {}, where="recipe.yaml")
+    with pytest.raises(UsageError, match="xlora cannot be built yet") as caught:
+        check_hyperparameters(METHODS["xlora"], {}, where="recipe.yaml")
     assert "lora" in (caught.value.hint or "")
 
 
@@ -94,8 +100,89 @@ def test_rows_are_whole():
         assert name == row.name and name == name.lower()
         assert row.paper.startswith("https://") and row.title and row.group
         assert row.buildable <= bool(row.hyperparameters)
-        assert all(item.kind in methods.KINDS and item.help for item in row.hyperparameters)
-    assert [row.name for row in METHODS.values() if row.buildable] == ["lora"]
+        assert all(item.kind in rows.KINDS and item.help for item in row.hyperparameters)
+        assert len({item.name for item in row.hyperparameters}) == len(row.hyperparameters)
+        assert all(item.fault(item.default) is None for item in row.hyperparameters if item.default != ())
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "word"),
+    [
+        ("adalora", {"init_r": 8, "target_r": 8}, "target_r: must be less than init_r"),
+        ("adalora", {"total_step": 5}, "total_step: is the number of steps"),
+        ("adalora", {"r": 5}, "write init_r and target_r"),
+        ("adalora", {"targetr": 5}, "did you mean 'target_r'"),
+        ("ia3", {"feedforward_modules": []}, "needs target_modules"),
+        (
+            "ia3",
+            {"target_modules": ["k_proj"], "feedforward_modules": ["down_proj"]},
+            "down_proj: not in target_modules",
+        ),
+        ("ia3", {"r": 4}, "no such hyperparameter"),
+        ("oft", {"r": 4}, "either r or oft_block_size"),
+        ("oft", {"oft_block_size": 0}, "either r or oft_block_size"),
+        ("boft", {"boft_block_num": 4}, "either boft_block_num or boft_block_size"),
+        ("boft", {"boft_n_butterfly_factor": 2}, "in CUDA"),
+        ("dora", {"use_dora": False}, "has to stay true"),
+        ("dora", {"init_lora_weights": "pissa"}, "magnitudes are those of the base"),
+        ("lokr", {"init_weights": "pissa"}, "not known"),
+        ("vera", {"exclude_modules": ["q_proj"]}, "no such hyperparameter"),
+        ("prompt_tuning", {"prompt_tuning_init": "TEXT"}, "prompt_tuning_init_text"),
+        ("prompt_tuning", {"prompt_tuning_init_text": "In short:"}, "prompt_tuning_init_text"),
+        ("prompt_tuning", {"token_dim": 5}, "token_dim: is the base's own"),
+        ("prefix_tuning", {"encoder_hidden_size": 5}, "prefix_projection"),
+        ("prefix_tuning", {"num_virtual_tokens": 0}, "at least 1"),
+        ("trainable_tokens", {}, "token_indices: name at least one"),
+        ("trainable_tokens", {"token_indices": [1, 1]}, "names a token twice"),
+        ("trainable_tokens", {"token_indices": [-1]}, "whole numbers"),
+        ("loha", {"target_modules": []}, "names no module"),
+        ("ln_tuning", {"layers_to_transform": [1]}, "no such hyperparameter"),
+    ],
+)
+def test_every_method_has_rules_of_its_own(method, given, word):
+    with pytest.raises(InvalidFileError, match=word):
+        check_hyperparameters(METHODS[method], given, where="recipe.yaml")
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "pissa_niter_16"])
+def test_a_start_that_needs_no_data_is_taken(name):
+    assert check_hyperparameters(LORA, {"init_lora_weights": name}, where="x")["init_lora_weights"] == name
+    assert methods.changes_base(name)
+    assert not any(methods.changes_base(value) for value in (True, False, None, "gaussian", "orthogonal"))
+
+
+def test_alpha_is_loha_s_own_name_and_null_is_taken_where_it_is_the_default():
+    assert check_hyperparameters(METHODS["loha"], {"lora_alpha": 3}, where="x")["alpha"] == 3
+    assert check_hyperparameters(METHODS["loha"], {"alpha": 3}, where="x")["alpha"] == 3
+    assert check_hyperparameters(METHODS["p_tuning"], {"encoder_hidden_size": None}, where="x")
+
+
+def test_modules_by_default():
+    def filled(method, given, model_type):
+        row = METHODS[method]
+        return with_default_modules(row, check_hyperparameters(row, given, where="x"), model_type, where="x")
+
+    assert filled("loha", {}, "llama")["target_modules"] == ("q_proj", "k_proj", "v_proj", "o_proj")
+    assert filled("loha", {}, "unheard")["target_modules"] == "all-linear"
+    assert filled("loha", {"target_modules": ["x"]}, "llama")["target_modules"] == ("x",)
+    assert filled("ia3", {}, "llama")["feedforward_modules"] == ("down_proj",)
+    assert filled("ia3", {"target_modules": ["k_proj", "down_proj"]}, "llama")["feedforward_modules"] == ("down_proj",)
+    assert filled("ia3", {"target_modules": ["k_proj"]}, "llama")["feedforward_modules"] == ()
+    given = {"target_modules": ["k"], "feedforward_modules": []}
+    assert filled("ia3", given, "unheard")["feedforward_modules"] == ()
+    assert filled("ln_tuning", {}, "gpt2")["target_modules"] == ("ln_1", "ln_2", "ln_f")
+    assert filled("trainable_tokens", {"token_indices": [1]}, "unheard")["target_modules"] is None
+    assert "target_modules" not in filled("prefix_tuning", {}, "unheard")
+    for method, given, word in (
+        ("ia3", {}, "target_modules and feedforward_modules"),
+        ("ia3", {"target_modules": ["k"]}, "feedforward_modules"),
+        ("ln_tuning", {}, "the base's norms"),
+    ):
+        with pytest.raises(IncompatibleError) as caught:
+            filled(method, given, "unheard")
+        assert word in (caught.value.hint or "")
+    with pytest.raises(IncompatibleError):
+        filled("ia3", {"target_modules": ".*_proj"}, "llama")
 
 
 @pytest.mark.engine

@@ -43,7 +43,7 @@ def test_values_reach_peft_s_config() -> None:
     given = hyperparameters(
         r=6, lora_alpha=3.5, lora_dropout=0.25, use_rslora=True, rank_pattern={"q_proj": 2}, layers_to_transform=[1]
     )
-    config = adapters.lora_config(given, task="CAUSAL_LM")
+    config = adapters.peft_config(given, task="CAUSAL_LM")
     assert (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora) == (6, 3.5, 0.25, True)
     assert (config.rank_pattern, config.layers_to_transform) == ({"q_proj": 2}, [1])
     assert config.task_type == "CAUSAL_LM"

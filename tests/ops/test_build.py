@@ -133,8 +133,8 @@ def test_an_override_is_checked_like_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "word"),
     [
-        ({"method": "dora"}, "method", "cannot be built yet"),
-        ({"method": "ia3"}, "method", "cannot be built yet"),
+        ({"method": "xlora"}, "method", "cannot be built yet"),
+        ({"method": "ia3"}, "hyperparameters", "ia3 has no such hyperparameter"),
         ({"method": "lroa"}, "method", "not a method"),
         ({"task": "SEQ_CLS"}, "task", "cannot be built yet"),
         ({"task": "causal_lm"}, "task", "not a task"),

@@ -1,0 +1,86 @@
+"""What a recipe's method asks of its base and its training, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from adapterhub.catalog.methods import method_named
+from adapterhub.errors import IncompatibleError, InvalidFileError
+from adapterhub.ops._estimate import AdapterShape, BaseShape, adapter_shape, any_adapter
+from adapterhub.spec._decode import Frozen
+from adapterhub.spec.recipe import Recipe
+
+_SELECTION = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+
+
+def fit_method(
+    shape: BaseShape, recipe: Recipe, hyperparameters: Mapping[str, Frozen], *, where: str
+) -> AdapterShape | None:
+    """Return what a recipe trains, by the base's headers; None where only the built model can tell.
+
+    Raises:
+        IncompatibleError: a target module is not in the base (the hint names those that are), or the base's context has
+            no room for a trained prompt.
+        InvalidFileError: settings contradict each other.
+    """
+    _refuse_contradictions(shape, recipe, hyperparameters, where)
+    method, where = method_named(recipe.method), f"{where}: hyperparameters"
+    if method.peft_type == "LORA":
+        adapter = adapter_shape(shape, hyperparameters, where=where)
+        if adapter is None or method.name != "dora":
+            return adapter
+        magnitudes = {f"{target.module}.magnitude": target.outputs for target in adapter.targets}
+        return replace(adapter, others={**adapter.others, **magnitudes})
+    if method.targets in ("linear", "scaled"):
+        # Every method of PEFT finds its modules as LoRA does: what LoRA would miss, it misses.
+        adapter_shape(shape, {key: hyperparameters.get(key) for key in _SELECTION}, where=where)
+    return None
+
+
+def stand_in(shape: BaseShape, hyperparameters: Mapping[str, Frozen]) -> AdapterShape:
+    """Return a LoRA that needs about the memory of what only the built model can tell: on every matrix, of its rank."""
+    ranks = [hyperparameters.get(name) for name in ("r", "init_r")]
+    rank = next((rank for rank in ranks if isinstance(rank, int) and rank), 1)
+    # VeRA's rank is that of matrices which all modules share and nothing trains.
+    return any_adapter(shape, 1 if "projection_prng_key" in hyperparameters else rank)
+
+
+def room_for_text(shape: BaseShape, hyperparameters: Mapping[str, Frozen]) -> int | None:
+    """Return how many tokens a text may have beside trained prompts; None where the base names no limit."""
+    if shape.context is None:
+        return None
+    virtual = hyperparameters.get("num_virtual_tokens")
+    return shape.context - (virtual if isinstance(virtual, int) else 0)
+
+
+def _refuse_contradictions(shape: BaseShape, recipe: Recipe, hyperparameters: Mapping[str, Frozen], where: str) -> None:
+    if recipe.method == "prefix_tuning" and recipe.training.gradient_checkpointing:
+        raise InvalidFileError(
+            "layers that are computed again have lost the trained keys and values of prefix_tuning",
+            where=f"{where}: training.gradient_checkpointing",
+            hint="remove it, or take prompt_tuning or lora",
+        )
+    if (room := room_for_text(shape, hyperparameters)) is not None and room < 2:
+        raise IncompatibleError(
+            f"leaves no room for text in the {shape.context} positions of the base",
+            where=f"{where}: hyperparameters.num_virtual_tokens",
+        )
+
+
+def refuse_schedule(recipe: Recipe, hyperparameters: Mapping[str, Frozen], steps: int, *, where: str) -> None:
+    """Refuse a schedule of ranks that does not fit in a training's steps.
+
+    Raises:
+        InvalidFileError: nothing is left between its beginning and its end.
+    """
+    if recipe.method != "adalora":
+        return
+    first, last = hyperparameters["tinit"], hyperparameters["tfinal"]
+    assert isinstance(first, int) and isinstance(last, int)
+    if first + last >= steps:
+        raise InvalidFileError(
+            f"tinit {first} and tfinal {last} leave none of the {steps} steps to take ranks away in",
+            where=f"{where}: hyperparameters.tinit",
+            hint="lower them, or train longer",
+        )

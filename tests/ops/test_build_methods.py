@@ -1,0 +1,92 @@
+"""`adapt build` with other methods than LoRA: planned, built, validated; what cannot be is refused before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapterhub.documents import read_manifest
+from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError
+from adapterhub.ops.build import build, plan_build
+from adapterhub.settings import Settings
+from adapterhub.spec.report import Severity
+from tests.ops.test_build import base_folder, home, project
+
+pytestmark = pytest.mark.engine
+__all__ = ["base_folder", "home"]  # fixtures
+
+
+def other(folder: Path, method: str, given: dict[str, Any], **training: Any) -> tuple[Path, list[str]]:
+    """Return a recipe, and the overrides that make it one of another method."""
+    words = [f"method={method}", "hyperparameters={}"]
+    words += [f"hyperparameters.{name}={value}" for name, value in given.items()]
+    words += [f"training.{name}={value}" for name, value in {"max_steps": 4, **training}.items()]
+    return project(folder), words
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("dora", {"r": 4}),
+        ("lora", {"r": 4, "init_lora_weights": "pissa"}),
+        ("adalora", {"init_r": 6, "target_r": 3}),
+        ("ia3", {}),
+        ("prefix_tuning", {"num_virtual_tokens": 4}),
+    ],
+)
+def test_a_package_of_another_method_is_built(
+    tmp_path: Path, home: Settings, method: str, given: dict[str, Any]
+) -> None:
+    recipe, words = other(tmp_path, method, given)
+    result = build(recipe, out=tmp_path / "out", overrides=words, settings=home)
+    manifest = read_manifest(result.path)
+    assert manifest.method == method
+    assert manifest.metrics["train_steps"] == 4
+    # The bare base is measured before anything changes it: every method finds the same.
+    assert manifest.metrics["eval_loss_base"] == pytest.approx(5.6, abs=0.2)
+    assert not [f for f in result.report.findings if f.severity is Severity.ERROR]
+    if method != "prefix_tuning":
+        assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"]
+    open_codes = {f.code for f in result.report.findings if f.severity is Severity.NOT_CHECKED}
+    assert open_codes == (set() if method in ("lora", "dora") else {"ADP404"})
+
+
+def test_plans_tell_sizes_and_modules_and_count_what_headers_tell(tmp_path: Path, home: Settings) -> None:
+    def planned(method: str, given: dict[str, Any]) -> Any:
+        recipe, words = other(tmp_path, method, given)
+        return plan_build(recipe, overrides=words, settings=home)
+
+    lora, dora = planned("lora", {"r": 4}), planned("dora", {"r": 4})
+    # Two layers; q and o give 32 numbers, k and v 16.
+    assert dora.trainable - lora.trainable == 2 * (32 + 16 + 16 + 32)
+    assert dict(planned("ia3", {}).facts())["method"] == "ia3, on k_proj, v_proj, down_proj"
+    prompt = planned("prompt_tuning", {"num_virtual_tokens": 7})
+    assert dict(prompt.facts())["method"] == "prompt_tuning, num_virtual_tokens 7"
+    assert prompt.trainable is None
+    assert dict(planned("adalora", {}).facts())["method"].startswith("adalora, init_r 12, on q_proj")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "training", "error", "word"),
+    [
+        ("prefix_tuning", {}, {"gradient_checkpointing": "true"}, InvalidFileError, "gradient_checkpointing"),
+        ("prefix_tuning", {"num_virtual_tokens": 511}, {}, IncompatibleError, "no room"),
+        ("adalora", {"tinit": 2, "tfinal": 2}, {}, InvalidFileError, "4 steps"),
+        ("loha", {"target_modules": "[q_proj, nothing]"}, {}, IncompatibleError, "nothing"),
+        ("ia3", {"target_modules": "[nothing]", "feedforward_modules": "[]"}, {}, IncompatibleError, "nothing"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(
+    tmp_path: Path,
+    home: Settings,
+    method: str,
+    given: dict[str, Any],
+    training: dict[str, Any],
+    error: type[AdapterHubError],
+    word: str,
+) -> None:
+    recipe, words = other(tmp_path, method, given, **training)
+    with pytest.raises(error, match=word):
+        plan_build(recipe, overrides=words, settings=home)
