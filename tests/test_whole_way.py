@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from adapterhub.documents import read_manifest, read_provenance, read_recipe
-from adapterhub.engine.rows import read_row_files, shared_rows
+from adapterhub.engine.rows import RowSet, read_row_files, shared_rows
 from adapterhub.settings import Settings
 from tests.conftest import SMOLLM2
 from tests.engine.peft_reference import active_model, difference, logits_of, plain_model
@@ -68,8 +68,9 @@ def test_train_and_held_out_share_no_prompt_and_no_answer(name: str) -> None:
     assert held_out is not None
     assert shared_rows(train.rows, held_out.rows) == ()
 
-    def parts(file: Any) -> tuple[set[str], set[str]]:
-        chats = [json.loads(line)["messages"] for line in (folder / file.name).read_text("utf-8").splitlines()]
+    def parts(rows: RowSet) -> tuple[set[str], set[str]]:
+        lines = [line for file in rows.files for line in (folder / file.name).read_text("utf-8").splitlines()]
+        chats = [json.loads(line)["messages"] for line in lines]
         texts = [[" ".join(turn["content"].casefold().split()) for turn in chat] for chat in chats]
         return {text[0] for text in texts}, {text[-1] for text in texts}
 
