@@ -117,7 +117,9 @@ def compare(base: RowLosses, adapted: RowLosses, *, samples: int, seed: int) -> 
     reductions = []
     for start in range(0, samples, _CHUNK):
         draws = generator.integers(0, count, size=(min(_CHUNK, samples - start), count))
-        reductions.append(1 - after[draws].sum(1) / before[draws].sum(1))
+        total = before[draws].sum(1)
+        some = total > 0  # a draw of rows that lose nothing has nothing to take away
+        reductions.append(1 - after[draws].sum(1)[some] / total[some])
     low, high = np.percentile(np.concatenate(reductions), [2.5, 97.5])
     return Comparison(
         rows=len(base.sums),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from adapterhub.progress import Progress
 from adapterhub.registry import Description, Registry
 from adapterhub.resolve import ALL, Policy, Wanted, resolve
 from adapterhub.spec.lockfile import LockedPackage
+from adapterhub.spec.manifest import Manifest
 from adapterhub.spec.project import PROJECT_FILE
 from adapterhub.spec.refs import Requirement
 from adapterhub.store import Store
@@ -33,13 +34,17 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What is compared. word: that of the locked version in its environment. missing: why there is no candidate."""
+    """What is compared. word: that of the locked version in its environment. missing: why there is no candidate.
+
+    notes: which versions were passed over, and why.
+    """
 
     word: str
     entry: LockedPackage
     candidate: Candidate | None
     max_regression: float
     missing: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -68,9 +73,10 @@ def find_gate(given: str, *, against: str | None, max_regression: float, environ
             )
         return _from_registry(found, requirement, max_regression)
     manifest = open_package(found.folder).manifest
+    _require_adapter(manifest, given)
     locked = environment.find(against, cwd=cwd) if against is not None else _same_name(manifest.name, environment, cwd)
     _, entry, word = _installed(locked)
-    candidate = Candidate(label=f"{given} {manifest.version}", folder=found.folder)
+    candidate = Candidate(label=f"{given} {manifest.version}", folder=found.folder.absolute())
     return Gate(word=word, entry=entry, candidate=candidate, max_regression=max_regression)
 
 
@@ -107,41 +113,47 @@ def _installed(found: Located) -> tuple[Environment, LockedPackage, str]:
             where="--against",
             hint="adapt install it first, or name its alias",
         )
-    if found.entry.requires:
-        raise UsageError(
-            f"{found.word!r} is a stack package; a gate compares adapters",
-            where="--gate",
-            hint="name one of its members",
-        )
+    _require_adapter(open_package(found.folder).manifest, found.word)
     return found.environment, found.entry, found.entry.alias or str(found.entry.name)
 
 
 def _from_registry(found: Located, requirement: Requirement | None, max_regression: float) -> Gate:
     """Choose the newest version that is allowed, as `adapt update` would."""
     environment, entry, word = _installed(found)
+    own = requirement is None or requirement.name.key == entry.name.key
     asked = environment.project.adapters.get(entry.alias) if entry.alias is not None else None
-    own = asked or Requirement(entry.name, revision=entry.requested_revision)
-    # A bare name says as much as an alias: what adapters.yaml allows.
-    bare = requirement is None or (requirement.revision is None and not str(requirement.specifier))
-    wanted = own if bare or requirement is None else requirement
-    base = environment.lock.base.base if environment.lock.base is not None else None
+    wanted = asked or Requirement(entry.name, revision=entry.requested_revision)
+    if requirement is not None and not (own and requirement == Requirement(requirement.name)):
+        wanted = requirement  # a bare name says as much as an alias: what adapters.yaml allows
     resolution = resolve(
-        [Wanted(wanted, PROJECT_FILE if wanted is own else "--gate")],
+        [Wanted(wanted, "--gate" if wanted is requirement else PROJECT_FILE)],
         registry_of=lambda name: environment.registry_of(name, given=None, cwd=environment.folder),
         locked={},
-        base=base,
+        base=environment.lock.base.base if environment.lock.base is not None else None,
         policy=Policy(upgrade=ALL, min_age=environment.settings.min_age, now=datetime.now(UTC)),
     )
-    choice = resolution.choice(entry.name.key)
-    assert choice is not None
-    if choice.ref.version == entry.version and choice.revision == entry.revision:
-        missing = f"{entry.ref} is locked, and there is no other version that {wanted} allows"
-        return Gate(word=word, entry=entry, candidate=None, max_regression=max_regression, missing=missing)
-    registry = choice.registry
-    assert registry is not None  # nothing was said to be locked
-    described = choice.description or registry.describe(choice.ref, revision=choice.revision)
-    candidate = Candidate(label=str(choice.ref), source=(registry, described))
-    return Gate(word=word, entry=entry, candidate=candidate, max_regression=max_regression)
+    choice = resolution.choice(wanted.name.key)
+    assert choice is not None and choice.registry is not None  # it was asked for, and nothing was said to be locked
+    gate = Gate(word=word, entry=entry, candidate=None, max_regression=max_regression, notes=resolution.notes)
+    if own and choice.ref.version == entry.version and choice.revision == entry.revision:
+        return replace(gate, missing=f"{entry.ref} is locked, and there is no other version that {wanted} allows")
+    described = choice.description or choice.registry.describe(choice.ref, revision=choice.revision)
+    _require_adapter(described.manifest, str(choice.ref))
+    return replace(gate, candidate=Candidate(label=str(choice.ref), source=(choice.registry, described)))
+
+
+def _require_adapter(manifest: Manifest, label: str) -> None:
+    """Refuse a stack package: its members are what could be compared.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if manifest.kind != "adapter":
+        raise UsageError(
+            f"{label} is a package of kind {manifest.kind!r}; a gate compares adapters",
+            where="--gate",
+            hint="name one of its members",
+        )
 
 
 @contextmanager

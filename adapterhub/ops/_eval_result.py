@@ -32,10 +32,12 @@ class Change:
     high: float
 
     @classmethod
-    def between(cls, one: RowLosses, other: RowLosses, *, samples: int) -> Change:
-        """Compare what `other` loses with what `one` does."""
+    def between(cls, one: RowLosses, other: RowLosses, *, samples: int) -> Change | None:
+        """Compare what `other` loses with what `one` does; None where that is nothing, which has no shares."""
         from adapterhub.engine.evaluate import compare
 
+        if not one.mean:
+            return None
         found = compare(one, other, samples=samples, seed=SEED)
         return cls(relative=0.0 - found.reduction, low=0.0 - found.high, high=0.0 - found.low)
 
@@ -49,7 +51,7 @@ class Score:
     """One model on one group of rows. loss: nats a labelled token.
 
     against_base: its loss against the bare base's, None for the base. stack_against: the stack's loss against its own,
-    None for the stack, and where there is none.
+    None for the stack, and where there is none. Both are None where what is compared with loses nothing.
     """
 
     kind: str
@@ -98,7 +100,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a gate says of all rows (`slice` None) or of one slice. locked, candidate: nats a labelled token."""
+    """What a gate says of all rows (`slice` None) or of one slice.
+
+    locked, candidate: nats a labelled token. change: None where the locked version loses nothing.
+    """
 
     slice: str | None
     rows: int
@@ -106,7 +111,7 @@ class Verdict:
     tokens: int
     locked: float
     candidate: float
-    change: Change
+    change: Change | None
     verdict: str
 
     def to_data(self) -> dict[str, object]:
@@ -118,7 +123,7 @@ class Verdict:
             "tokens": self.tokens,
             "loss_locked": round(self.locked, 6),
             "loss_candidate": round(self.candidate, 6),
-            "change": self.change.to_data(),
+            "change": None if self.change is None else self.change.to_data(),
             "verdict": self.verdict,
         }
 
@@ -240,8 +245,8 @@ def judge(found: Measured, *, max_regression: float, samples: int) -> GateResult
     """Judge a candidate against the locked version, over all rows and by slice.
 
     A group regressed when the candidate's loss a labelled token is higher by more than `max_regression` (a share of the
-    locked version's) and the 95 % interval of the difference lies above zero as a whole. A group of fewer than
-    MIN_QUESTIONS different questions is not judged.
+    locked version's) and the 95 % interval of the difference lies above zero as a whole; where the locked version loses
+    nothing, when the candidate loses anything. A group of fewer than MIN_QUESTIONS different questions is not judged.
     """
     verdicts, failing = [], dict[int, FailingRow]()
     for name, rows in found.groups:
@@ -249,7 +254,7 @@ def judge(found: Measured, *, max_regression: float, samples: int) -> GateResult
         change = Change.between(locked, candidate, samples=samples)
         counts = _counts(locked)
         # Written so that what is no number fails.
-        fine = change.relative <= max_regression or change.low <= 0
+        fine = change.relative <= max_regression or change.low <= 0 if change is not None else not candidate.mean
         verdict = TOO_FEW if counts["questions"] < MIN_QUESTIONS else PASSED if fine else REGRESSED
         verdicts.append(
             Verdict(slice=name, locked=locked.mean, candidate=candidate.mean, change=change, verdict=verdict, **counts)

@@ -67,7 +67,7 @@ def read_eval_rows(path: Path, *, recipe: Path | None, slice_by: str | None, lim
                 hint="leave --recipe out, or name a file of rows",
             )
         return _held_out(path, slice_by, limit)
-    read = None if recipe is None else read_recipe_with(recipe, ())
+    read = None if recipe is None else _read_recipe(recipe)
     source = SourceSpec(path=path.name) if read is None else _same_reading(read, recipe, path)
     spec = replace(DataSpec(train="") if read is None else read.data, train=(source,), eval=None)
     evaluation = EvaluationSpec() if read is None else read.evaluation
@@ -75,6 +75,18 @@ def read_eval_rows(path: Path, *, recipe: Path | None, slice_by: str | None, lim
     (file,) = read_row_files(folder, spec)[0].files
     values = _values(folder, (source,), (file,), slice_by) if slice_by is not None else None
     return _chosen(file.rows, values, (file,), spec, evaluation, limit=limit, slice_by=slice_by)
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        UsageError: it is for a task whose rows are no text to go on with.
+    """
+    recipe = read_recipe_with(path, ())
+    if recipe.task != "CAUSAL_LM":
+        raise UsageError(f"the loss of rows for {recipe.task} is not measured yet", where=f"{path}: task")
+    return recipe
 
 
 def _same_reading(recipe: Recipe, where: Path | None, path: Path) -> SourceSpec:
@@ -99,7 +111,7 @@ def _same_reading(recipe: Recipe, where: Path | None, path: Path) -> SourceSpec:
 
 def _held_out(path: Path, slice_by: str | None, limit: int | None) -> EvalRows:
     """Return what a recipe holds out: its `eval` files, or its share of the training files."""
-    recipe = read_recipe_with(path, ())
+    recipe = _read_recipe(path)
     spec = recipe.data
     train_set, eval_set = read_row_files(path.parent, spec)
     train, rows = choose_rows(train_set, eval_set, spec, recipe.training.seed)
