@@ -42,9 +42,9 @@ BYTES_OF = {"float32": 4, "bfloat16": 2, "float16": 2}
 WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 4, 4, 8
 # Measured: a process that has imported torch, transformers and peft and trained something tiny.
 CPU_RUNTIME_BYTES = 460_000_000
-# The C library's heap on the CPU: blocks are aligned, and glibc before 2.38 often cannot use a freed one again
-# (https://sourceware.org/bugzilla/show_bug.cgi?id=14581), so that it grows beyond what is alive. Measured, as a share
-# of what a forward pass makes, which checkpointing does not lower.
+# The C library's heap on the CPU grows beyond what is alive: glibc seldom gives a freed aligned block to the next that
+# asks for as much (https://sourceware.org/bugzilla/show_bug.cgi?id=30723). Measured with glibc 2.36, as a share of
+# what a forward pass makes, which checkpointing does not lower.
 HEAP_SHARE = 0.85
 # The backward pass of a layer that is computed again holds its gradients beside what it keeps.
 RECOMPUTED_SHARE = 1.25

@@ -21,7 +21,7 @@ GUESSED = "guessed from the rows' length (the base's tokenizer is not here)"
 # Drivers and allocators never give all of a device's memory.
 FIT_SHARE = 0.95
 # What a training gets of the speed measured by plain products on the same processor: calibrated, docs/planning.md.
-CPU_UTILISATION = 0.70
+CPU_UTILISATION = 0.43
 # What a training gets of a table's peak: an assumption, not measured here; well-set-up trainings reach 0.3 to 0.5.
 PEAK_UTILISATION = 0.35
 # Weights are read once forward and once backward; a copy reaches about this share of a memory's peak.
@@ -29,9 +29,8 @@ BANDWIDTH_UTILISATION = 0.7
 # Starting the kernels of one layer, forward and backward, takes the processor this long: an assumption that bounds
 # small models, whose products take less. On the CPU products and their overhead are one.
 LAUNCH_SECONDS_A_LAYER = 0.002
-# Weights in 4 bits are unpacked in every pass; in 8 bits products are taken apart. QLoRA took 39 % longer in
-# https://magazine.sebastianraschka.com/p/practical-tips-for-finetuning-llms
-QUANTIZED_SLOWDOWN = 1.39
+# Weights in 4 bits are unpacked in every pass; in 8 bits products are taken apart. An assumption, not measured here.
+QUANTIZED_SLOWDOWN = 1.4
 # Importing the libraries, loading the base, writing and validating the package.
 START_SECONDS = 14.0
 # A longer training is estimated by its first batches.
@@ -98,9 +97,9 @@ class Setting:
         return self._changed("checkpointing", replace(self.recipe, training=training), _CHECKPOINTING)
 
     def with_batch(self, size: int) -> Setting:
-        """Take smaller micro-batches, and as many more of them a step."""
+        """Take micro-batches of a divisor of their size, and as many more of them a step."""
         old = self.recipe.training
-        count = -(-old.per_device_train_batch_size * old.gradient_accumulation_steps // size)
+        count = old.per_device_train_batch_size * old.gradient_accumulation_steps // size
         training = replace(old, per_device_train_batch_size=size, gradient_accumulation_steps=count)
         words = (f"training.per_device_train_batch_size={size}", f"training.gradient_accumulation_steps={count}")
         return self._changed(f"batch {size} × {count}", replace(self.recipe, training=training), *words)

@@ -15,7 +15,8 @@ from adapterhub.bases import BaseStore, MissingBaseError
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
 from adapterhub.ops import _plan_cost as cost
 from adapterhub.ops._devices import Target, choose_target
-from adapterhub.ops._estimate import AdapterShape, BaseShape, Training, adapter_shape, base_shape, read_base_shape
+from adapterhub.ops._estimate import AdapterShape, BaseShape, Training, base_shape, read_base_shape
+from adapterhub.ops._method_fit import fit_method
 from adapterhub.ops._plan_cost import Cost, Setting
 from adapterhub.ops._recipes import fill_hyperparameters, read_recipe_with, refuse_unsupported
 from adapterhub.settings import Settings, read_settings
@@ -87,18 +88,21 @@ class TrainingPlan(Plan):
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what a person reads first."""
-        memory, needed = self.target.memory, self.written.cost.memory.total
+        written, memory = self.written.cost, self.target.memory
+        needed = written.memory.total
+        counted = "counted with the base's tokenizer" if self.counted else cost.GUESSED
         share = f" ({needed / memory:.0%} of {memory / 1e9:.1f} GB)" if memory else ""
         return (
             ("package", f"{self.recipe.name} {self.recipe.version}"),
             ("base model", f"{self.base}, {self.base_parameters:,} parameters ({self.base_source})"),
             ("trainable", f"{self.trainable:,} parameters ({self.trainable / max(1, self.base_parameters):.2%})"),
             ("rows", f"{self.rows:,} to train on, {self.held_out:,} held out"),
-            ("tokens", "counted with the base's tokenizer" if self.counted else cost.GUESSED),
-            ("device", f"{self.target.title}, {self.written.cost.dtype}"),
+            ("tokens", f"{written.tokens:,} in {written.steps:,} steps, {counted}"),
+            ("largest batch", f"{written.batch} rows of up to {written.width} tokens"),
+            ("device", f"{self.target.title}, {written.dtype}"),
             ("speed", str(self.speed)),
             ("memory", f"about {needed / 1e9:.2f} GB{share}"),
-            ("time", _duration(self.written.cost)),
+            ("time", _duration(written)),
         )
 
     def to_data(self) -> dict[str, object]:
@@ -161,7 +165,7 @@ def plan_training(
     base = _find_base(read, settings)
     _refuse_base(base, read)
     hyperparameters = fill_hyperparameters(read, model_type=base.model_type, where=where)
-    adapter = adapter_shape(base.shape, hyperparameters, where=f"{where}: hyperparameters")
+    adapter = fit_method(base.shape, read, hyperparameters, where=where)
     if adapter is None:
         raise IncompatibleError(
             f"what all-linear takes on a base of the type {base.model_type} is known when it is built",
@@ -307,11 +311,11 @@ def _settings(recipe: Recipe, dtype: str) -> list[Setting]:
     found = [Setting(title="as written", recipe=recipe, dtype=dtype)]
     if not training.gradient_checkpointing:
         found.append(found[0].with_checkpointing())
+    size = training.per_device_train_batch_size
+    # Divisors alone, so that a step sees as many rows as before.
+    half = max((number for number in range(1, size // 2 + 1) if size % number == 0), default=1)
     for start in tuple(found):
-        if training.per_device_train_batch_size > 1:
-            found.append(start.with_batch(max(1, training.per_device_train_batch_size // 2)))
-        if training.per_device_train_batch_size > 2:
-            found.append(start.with_batch(1))
+        found += [start.with_batch(smaller) for smaller in sorted({half, 1}, reverse=True) if smaller < size]
     if recipe.quantization is None:
         found += [setting.with_quantization(QLORA) for setting in tuple(found)]
     return found

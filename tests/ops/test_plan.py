@@ -114,7 +114,7 @@ def test_tokens_are_those_that_the_build_trains_on(tmp_path: Path, home: Setting
 def test_the_plain_tokenizer_counts_as_transformers_does(base_folder: Path) -> None:
     from adapterhub.engine.data import encode_rows
     from adapterhub.engine.plain_tokenizer import read_plain_tokenizer
-    from adapterhub.spec.recipe import DataSpec
+    from adapterhub.spec.data import DataSpec
     from tests.engine.tiny import load, rows
 
     plain, spec = read_plain_tokenizer(base_folder), DataSpec(train="rows.jsonl")
@@ -171,6 +171,10 @@ def test_smaller_batches_keep_the_rows_of_a_step(tmp_path: Path, home: Settings)
         project(tmp_path, training={"gradient_accumulation_steps": 2}), device="rtx4090", settings=home
     )
     assert {(o.cost.batch, o.cost.accumulation) for o in plan.options} == {(4, 2), (2, 4), (1, 8)}
+    odd = plan_training(
+        project(tmp_path / "odd", training={"per_device_train_batch_size": 9}), device="rtx4090", settings=home
+    )
+    assert {(o.cost.batch, o.cost.accumulation) for o in odd.options} == {(9, 1), (3, 3), (1, 9)}
     assert len({option.title for option in plan.options}) == len(plan.options) == 12
 
 
@@ -190,6 +194,14 @@ def test_every_device_has_its_figures_and_a_source() -> None:
         assert row.float32 > 1e11 and row.bandwidth > 1e10 and (row.memory is None) == (row.kind == "cpu")
         assert row.half >= row.float32 or row.half_dtype is None
         assert row.throughput("float32") == row.float32 and row.throughput("bfloat16") == row.half
+
+
+def test_the_page_of_devices_is_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text("utf-8")
+    assert page.count("| `") == len(DEVICES)
+    for row in DEVICES.values():
+        assert f"| `{row.name}` | [{row.title}]({row.source}) |" in page
+        assert f"| {row.float32 / 1e12:.4g} TFLOP/s |" in page and f"| {row.bandwidth / 1e9:.5g} GB/s |" in page
 
 
 def test_devices_are_found_by_name_and_by_what_drivers_call_them() -> None:

@@ -1,0 +1,98 @@
+"""`adapt plan` against the build it speaks of: memory and time of the shipped recipes, predicted and measured.
+
+    python -m tests.benchmarks.plan_memory            # some steps of each recipe, a minute or two each
+    python -m tests.benchmarks.plan_memory --steps 0  # all steps
+
+The plan is made before the build, with the same overrides, so that it speaks of the same batches. Exit code 1 where a
+peak lies outside the tolerance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.bench import RECIPES, Bench, make_bench
+from tests.benchmarks.harness import note
+
+SHIPPED = ("medical", "spanish")
+TOLERANCE = 0.15
+STEPS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One way of building, in bytes and seconds."""
+
+    name: str
+    predicted: int
+    measured: int
+    predicted_seconds: float
+    measured_seconds: float
+
+    @property
+    def error(self) -> float:
+        """How far the prediction is from the measured peak, as a share of it."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is within the tolerance."""
+        return abs(self.error) <= TOLERANCE
+
+    def __str__(self) -> str:
+        seconds = f"{self.predicted_seconds:.0f} s predicted, {self.measured_seconds:.0f} s measured"
+        memory = f"{self.predicted / 1e6:,.0f} MB predicted, {self.measured / 1e6:,.0f} MB measured"
+        return f"{self.name}: {memory} ({self.error:+.1%}{'' if self.ok else ', OUTSIDE'}); {seconds}"
+
+
+def compare(bench: Bench, name: str, overrides: dict[str, object]) -> Compared:
+    """Plan and build a recipe with some overrides; what is built is removed."""
+    recipe = str(RECIPES / name / "recipe.yaml")
+    words = [word for field, value in overrides.items() for word in ("--set", f"{field}={value}")]
+    plan = json.loads(bench.adapt("plan", recipe, "--device", "cpu", "--json", *words).stdout)
+    written = plan["options"][0]
+    out = bench.clear("planned")
+    process = bench.adapt("build", recipe, "--device", "cpu", "--out", str(out), "--json", *words)
+    bench.clear("planned")
+    shown = ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in overrides.items())
+    return Compared(
+        name=f"{name}, {shown}" if shown else name,
+        predicted=written["memory"]["total"],
+        measured=process.peak,
+        predicted_seconds=written["seconds"],
+        measured_seconds=process.seconds,
+    )
+
+
+def main() -> int:
+    """Compare both recipes; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.plan_memory", description=__doc__)
+    parser.add_argument("--folder", type=Path, help="work in this folder and keep it; what it holds is used again")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each recipe, 0 for all; default {STEPS}")
+    parser.add_argument("--more", action="store_true", help="with checkpointing and with smaller batches as well")
+    options = parser.parse_args()
+    steps: dict[str, object] = {"training.max_steps": options.steps} if options.steps else {}
+    variants: list[dict[str, object]] = [steps]
+    if options.more:
+        variants.append({**steps, "training.gradient_checkpointing": "true"})
+        variants.append({**steps, "training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 4})
+    note(f"load {os.getloadavg()[0]:.1f}")
+    worst = 0
+    with tempfile.TemporaryDirectory(prefix="adapt-bench-") as scratch:
+        bench = make_bench(options.folder.resolve() if options.folder else Path(scratch), quick=False)
+        for name in SHIPPED:
+            for overrides in variants:
+                found = compare(bench, name, overrides)
+                print(found, flush=True)
+                worst = max(worst, int(not found.ok))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())
