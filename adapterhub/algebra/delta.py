@@ -218,6 +218,14 @@ def read_factors(package: Packaged, weight: float = 1.0, *, header: Header | Non
     """
     label = f"{package.manifest.name}@{package.manifest.version}"
     file = package.path / WEIGHTS_FILE
+    if (kind := package.config.get("peft_type")) not in (None, "LORA"):
+        # Before its settings are read as LoRA's, some of which it may have under the same names.
+        raise IncompatibleError(
+            "cannot be written as a sum of low-rank changes",
+            where=label,
+            hint="adapt convert makes a LoRA of AdaLoRA, LoHa and LoKr; others are run alone: adapt run --stack NAME",
+            details=(f"peft_type: {kind} is not LoRA",),
+        )
     spec = LoraSpec.from_hyperparameters(package.config, where=str(package.path / CONFIG_FILE))
     source = Source(label=label, weight=weight, spec=spec, config=package.config)
     refuse_what_is_no_sum(source)

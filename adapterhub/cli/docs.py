@@ -11,7 +11,8 @@ import click
 from adapterhub.catalog.checks import CHECKS
 from adapterhub.catalog.families import FAMILIES
 from adapterhub.catalog.licence_checks import LICENCE_CHECKS
-from adapterhub.catalog.methods import METHODS
+from adapterhub.catalog.method_targets import IA3_MODULES, NORMS
+from adapterhub.catalog.methods import METHODS, Method
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console
 from adapterhub.cli.main import PROGRAM, cli
@@ -111,10 +112,6 @@ def _errors_page() -> str:
 
 def _methods_page() -> str:
     families = [(row.name, _words(row.model_types), _words(row.default_targets)) for row in FAMILIES]
-    lora = [
-        (f"`{row.name}`", row.kind, "the family's" if row.name == "target_modules" else _shown(row.default), row.help)
-        for row in METHODS["lora"].hyperparameters
-    ]
     methods = [
         (f"`{row.name}`", f"`{row.peft_type}`", f"[{row.title}]({row.paper})", "yes" if row.buildable else "not yet")
         for row in METHODS.values()
@@ -129,13 +126,41 @@ def _methods_page() -> str:
         "Any other architecture takes `all-linear`.\n",
         "## LoRA's hyperparameters\n",
         "PEFT's own names. `alpha` is taken for `lora_alpha`.\n",
-        _table(("name", "kind", "default", "meaning"), lora),
+        _hyperparameters("lora"),
         "## Methods\n",
         _table(("method", "PEFT type", "what it is", "`build` trains it"), methods),
+        "`method: dora` takes LoRA's hyperparameters.\n",
+        *(text for row in METHODS.values() if row.buildable for text in _method_section(row)),
         "## Tasks\n",
         _table(("task", "transformers class", "`build` trains it"), tasks),
     ]
     return "\n".join(parts)
+
+
+def _hyperparameters(method: str) -> str:
+    rows = [
+        (f"`{row.name}`", row.kind, "the family's" if row.name == "target_modules" else _shown(row.default), row.help)
+        for row in METHODS[method].hyperparameters
+    ]
+    return _table(("name", "kind", "default", "meaning"), rows)
+
+
+def _method_section(method: Method) -> Iterator[str]:
+    """Yield what a method takes, and which modules it adapts where that is not LoRA's choice."""
+    if method.peft_type == "LORA":
+        return
+    yield f"### `{method.name}`\n"
+    yield _hyperparameters(method.name)
+    if method.targets == "scaled":
+        yield "Modules by default; those in brackets are of `feedforward_modules` too:\n"
+        rows = [
+            (f"`{name}`", ", ".join(f"[`{item}`]" if item in forward else f"`{item}`" for item in targets))
+            for name, (targets, forward) in IA3_MODULES.items()
+        ]
+        yield _table(("model type", "target modules"), rows)
+    elif method.targets == "norms":
+        yield "Norms by default:\n"
+        yield _table(("model type", "target modules"), [(f"`{name}`", _words(words)) for name, words in NORMS.items()])
 
 
 def _words(words: Sequence[str]) -> str:

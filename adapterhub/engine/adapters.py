@@ -59,7 +59,7 @@ def peft_config(
     try:
         return config_class(task_type=task, **given)
     except (ValueError, TypeError) as error:
-        raise IncompatibleError(f"PEFT refuses: {_line(error)}", where="hyperparameters") from error
+        raise IncompatibleError(f"PEFT refuses: {first_line(error)}", where="hyperparameters") from error
 
 
 def attach(
@@ -100,7 +100,7 @@ def attach(
             model = get_peft_model(base.model, config)
     except (ValueError, TypeError, AssertionError, IndexError) as error:
         raise IncompatibleError(
-            f"PEFT cannot put this adapter on the base model: {_line(error)}", where="hyperparameters", hint=hint
+            f"PEFT cannot put this adapter on the base model: {first_line(error)}", where="hyperparameters", hint=hint
         ) from error
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
@@ -140,7 +140,8 @@ def _refuse_unmatched(base: LoadedBase, hyperparameters: Mapping[str, Frozen], m
     return hint
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error of PEFT's says, cut to a line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -220,7 +221,8 @@ def save(
     if changes_base(config.get("init_lora_weights")):
         assert start, "an adapter that starts from the base's weights is saved as a difference from its start"
         state, config = _as_difference(state, start), _of_twice_the_rank(config)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    # Rows trained in tied embeddings stand under both names, as PEFT writes them: safetensors wants memory for each.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
     write_atomic(folder / WEIGHTS_FILE, to_bytes(tensors, metadata={"format": "pt"}))
     write_atomic(folder / CONFIG_FILE, canonical_json(config))
     return config

@@ -169,7 +169,7 @@ def generate(
     """
     import torch
 
-    new_tokens = _room(model.config, len(prompt.ids), options.max_new_tokens)
+    new_tokens = _room(model.config, len(prompt.ids), options.max_new_tokens, taken=_trained_prompt(model))
     stops = _stop_ids(model.generation_config.eos_token_id, prompt.stops)
     streamer = _Streamer(TokenText(tokenizer, prompt.context), frozenset(stops), write)
     ids = torch.tensor([prompt.ids], device=model.device)
@@ -196,11 +196,18 @@ def generate(
     )
 
 
-def _room(config: PreTrainedConfig, prompt: int, wanted: int | None) -> int:
-    """Return how many tokens to generate: as many as wanted, if the model has positions for them."""
+def _trained_prompt(model: PreTrainedModel) -> int:
+    """Return how many positions a trained prompt takes before the text; 0 without one."""
+    config = getattr(model, "active_peft_config", None)
+    return int(getattr(config, "num_virtual_tokens", None) or 0)
+
+
+def _room(config: PreTrainedConfig, prompt: int, wanted: int | None, *, taken: int = 0) -> int:
+    """Return how many tokens to generate: as many as wanted, if the model has positions for them beside `taken`."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
         return wanted or DEFAULT_MAX_NEW_TOKENS
+    limit -= taken
     if prompt < limit and prompt + (wanted or 1) <= limit:
         return wanted or min(DEFAULT_MAX_NEW_TOKENS, limit - prompt)
     if prompt >= limit:

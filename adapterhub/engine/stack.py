@@ -1,4 +1,4 @@
-"""A stack in memory: base model and tokenizer, with the adapters folded into the weights."""
+"""A stack in memory: base model and tokenizer, with the adapters folded into the weights, or a prompt before them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adapterhub.algebra.combine import combine
 from adapterhub.engine.base import LoadedBase, choose_device, choose_dtype, load_base, quiet_libraries, set_threads
 from adapterhub.engine.fold import fold
+from adapterhub.engine.peft_adapter import other_method, put_on
 from adapterhub.errors import InvalidFileError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def load_stack(
 ) -> LoadedBase:
     """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
 
+    One adapter of another method than LoRA is merged by PEFT; a trained prompt stays before the model, as PEFT's.
     `rule` says how the adapters become one: by default as their exact sum. `tokenizer` is the folder of an adapter
     whose own replaces the base's.
 
@@ -40,13 +42,15 @@ def load_stack(
         `choose_device` and `choose_dtype` raise.
     """
     # Headers first: what cannot be summed is refused before the base is read.
-    delta = combine(layers, rule) if layers else None
+    other = other_method(layers, rule)
+    delta = combine(layers, rule) if layers and other is None else None
     set_threads(threads)
     place = choose_device(device)
     loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place))
-    if delta is None:
-        return loaded
-    loaded = replace(loaded, truncation=fold(loaded.model, delta))
+    if other is not None:
+        loaded = replace(loaded, model=put_on(loaded.model, layers[0][0], other))
+    elif delta is not None:
+        loaded = replace(loaded, truncation=fold(loaded.model, delta))
     return loaded if tokenizer is None else replace(loaded, tokenizer=own_tokenizer(tokenizer, loaded.tokenizer))
 
 

@@ -38,13 +38,14 @@ def with_values(report: Report, folder: Path) -> Report:
         found.append(CHECKS[_FINITE].found(WEIGHTS_FILE, message))
     if b and all(largest[name] == 0 for name in b):
         found.append(CHECKS[_NOT_ZERO].found(WEIGHTS_FILE, "every B is zero, so the adapter changes nothing"))
-    answered = (_FINITE, _NOT_ZERO)
-    kept = [f for f in report.findings if f.code not in answered or f.severity is not Severity.NOT_CHECKED]
+    # What is asked of LoRA alone was never open for another method.
+    asked = {f.code for f in report.findings if f.severity is Severity.NOT_CHECKED} & {_FINITE, _NOT_ZERO}
+    kept = [f for f in report.findings if f.code not in asked or f.severity is not Severity.NOT_CHECKED]
     faulty = {finding.code for finding in found}
     return Report(
         subject=report.subject,
         findings=tuple(sorted([*kept, *found], key=lambda finding: finding.code)),
-        passed=tuple(sorted({*report.passed, *answered} - faulty)),
+        passed=tuple(sorted({*report.passed, *asked} - faulty)),
     )
 
 

@@ -14,6 +14,7 @@ from adapterhub.spec.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.weights import Header, TensorInfo
 
 PREFIX = "base_model.model."
+_UNREAD = "the weights were not read (--deep reads them)"
 _PARTS: Mapping[str, str] = MappingProxyType(
     {
         ".lora_A.weight": "A",
@@ -45,7 +46,9 @@ def check_weights(contents: Contents, log: Checklist) -> LoraWeights | None:
     """Check names, pairs, ranks and dtypes; return the weights sorted by what they are, None where there are none."""
     if contents.header is None or contents.config is None:
         return None
-    _not_read(log)
+    log.skip("ADP401", WEIGHTS_FILE, _UNREAD)
+    if contents.config.get("peft_type") == "LORA":
+        log.skip("ADP402", WEIGHTS_FILE, _UNREAD)
     if contents.lora is None:
         if contents.config.get("peft_type") != "LORA" and not log.found("ADP102") and not log.found("ADP103"):
             log.skip("ADP404", WEIGHTS_FILE, f"{contents.config.get('peft_type')} is not LoRA")
@@ -59,11 +62,6 @@ def check_weights(contents: Contents, log: Checklist) -> LoraWeights | None:
     _check_cover(weights, contents.lora, log, ties=contents.config.get("ensure_weight_tying") is True)
     _check_special(contents.lora, log)
     return weights
-
-
-def _not_read(log: Checklist) -> None:
-    log.skip("ADP401", WEIGHTS_FILE, "the weights were not read (--deep reads them)")
-    log.skip("ADP402", WEIGHTS_FILE, "the weights were not read (--deep reads them)")
 
 
 def _sort(header: Header, lora: LoraSpec, log: Checklist) -> LoraWeights:

@@ -51,6 +51,9 @@ def test_a_package_of_another_method_is_built(
         assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"]
     open_codes = {f.code for f in result.report.findings if f.severity is Severity.NOT_CHECKED}
     assert open_codes == (set() if method in ("lora", "dora") else {"ADP404"})
+    # Every weight was read; that some B is not zero is asked of LoRA alone.
+    assert "ADP401" in result.report.passed
+    assert ("ADP402" in result.report.passed) == (method in ("lora", "dora"))
 
 
 def test_plans_tell_sizes_and_modules_and_count_what_headers_tell(tmp_path: Path, home: Settings) -> None:

@@ -158,7 +158,7 @@ def test_what_cannot_be_folded_is_named_all_at_once(world: World) -> None:
     with pytest.raises(IncompatibleError) as caught:
         plan(world, f"{prompt},{heads}")
     first, second = caught.value.details
-    assert "prompt_tuning cannot be folded" in first
+    assert "prompt_tuning goes before the text" in first
     assert "SEQ_CLS" in second
 
 
