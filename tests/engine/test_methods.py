@@ -53,8 +53,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix_tuning": ("prefix_tuning", {"num_virtual_tokens": 4}),
     "prefix-projection": ("prefix_tuning", {"num_virtual_tokens": 4, "prefix_projection": True}),
 }
-# Other operations than in training: a difference of products; ranks that are gone.
-_ROUNDED = ("pissa", "pissa-niter", "olora", "adalora")
+# Other operations than in training: a difference of products; ranks that are gone; an LSTM over rows side by side.
+_ROUNDED = ("pissa", "pissa-niter", "olora", "adalora", "p-lstm")
 
 
 @pytest.fixture(scope="module")
