@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.api import (
         add_base,
         build,
+        evaluate,
         export_packages,
         gc,
         import_packages,
@@ -54,6 +55,7 @@ _API = "adapterhub.api"
 _PUBLIC = {
     "add_base": _API,
     "build": _API,
+    "evaluate": _API,
     "export_packages": _API,
     "gc": _API,
     "import_packages": _API,
@@ -93,6 +95,7 @@ __all__ = [
     "__version__",
     "add_base",
     "build",
+    "evaluate",
     "export_packages",
     "gc",
     "import_packages",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from adapterhub.environment import find_environment
 from adapterhub.ops import base as _base
 from adapterhub.ops import build as _build
+from adapterhub.ops import eval as _eval
 from adapterhub.ops import export as _export
 from adapterhub.ops import gc as _gc
 from adapterhub.ops import import_ as _import
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_base",
     "build",
+    "evaluate",
     "export_packages",
     "gc",
     "import_packages",
@@ -441,3 +443,35 @@ def import_packages(
     plan = _import.plan_import(Path(source), environment=find_environment(cwd, settings), into=place)
     _import.import_bundle(plan, progress=progress)
     return plan
+
+
+def evaluate(
+    rows: str | Path,
+    *,
+    stack: str | None = None,
+    base: str | None = None,
+    slice_by: str | None = None,
+    limit: int | None = None,
+    gate: str | None = None,
+    max_regression: float = 0.01,
+    settings: Settings | None = None,
+    cwd: Path | None = None,
+    progress: Progress = SILENT,
+) -> _eval.EvalResult:
+    """Measure the held-out loss of base, each adapter and the stack on a file of rows, or a new version by `gate`.
+
+    Raises:
+        InvalidFileError: malformed rows, all of them. What `load` raises.
+    """
+    plan = _eval.plan_eval(
+        rows,
+        stack=stack,
+        base=base,
+        slice_by=slice_by,
+        limit=limit,
+        gate=gate,
+        max_regression=max_regression,
+        settings=settings,
+        cwd=cwd,
+    )
+    return _eval.evaluate(plan, progress=progress)
