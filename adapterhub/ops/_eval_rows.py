@@ -8,9 +8,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapterhub.engine.row_files import read_records
-from adapterhub.engine.rows import Row, RowFile, choose_rows, read_row_files, shared_rows
 from adapterhub.errors import InvalidFileError, LocalIOError, UsageError
 from adapterhub.ops._recipes import read_recipe_with
 from adapterhub.ops.data import spread
@@ -18,6 +17,9 @@ from adapterhub.spec._decode import kind_of
 from adapterhub.spec.data import DataSpec, SourceSpec
 from adapterhub.spec.digest import Digest
 from adapterhub.spec.recipe import EvaluationSpec, Recipe
+
+if TYPE_CHECKING:
+    from adapterhub.engine.rows import Row, RowFile
 
 NO_VALUE = "(none)"
 MAX_SLICES = 100
@@ -72,6 +74,8 @@ def read_eval_rows(path: Path, *, recipe: Path | None, slice_by: str | None, lim
     spec = replace(DataSpec(train="") if read is None else read.data, train=(source,), eval=None)
     evaluation = EvaluationSpec() if read is None else read.evaluation
     folder = path.parent
+    from adapterhub.engine.rows import read_row_files
+
     (file,) = read_row_files(folder, spec)[0].files
     values = _values(folder, (source,), (file,), slice_by) if slice_by is not None else None
     return _chosen(file.rows, values, (file,), spec, evaluation, limit=limit, slice_by=slice_by)
@@ -113,6 +117,8 @@ def _held_out(path: Path, slice_by: str | None, limit: int | None) -> EvalRows:
     """Return what a recipe holds out: its `eval` files, or its share of the training files."""
     recipe = _read_recipe(path)
     spec = recipe.data
+    from adapterhub.engine.rows import choose_rows, read_row_files, shared_rows
+
     train_set, eval_set = read_row_files(path.parent, spec)
     train, rows = choose_rows(train_set, eval_set, spec, recipe.training.seed)
     if not rows:
@@ -205,6 +211,8 @@ def _values(folder: Path, sources: Sequence[SourceSpec], files: Sequence[RowFile
 def _column(
     folder: Path, source: SourceSpec, state: hashlib._Hash, column: str, known: dict[str, None]
 ) -> Iterator[tuple[str, object]]:
+    from adapterhub.engine.row_files import read_records
+
     for place, data in read_records(folder, source, state):
         if isinstance(data, str):  # malformed: it was a row a moment ago, and the digest will tell
             continue
