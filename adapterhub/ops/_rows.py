@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from adapterhub.engine.rows import Row, choose_rows, read_row_files
 from adapterhub.spec.manifest import DataSource
 from adapterhub.spec.recipe import Recipe
+
+if TYPE_CHECKING:
+    from adapterhub.engine.rows import Row
 
 
 def read_rows(folder: Path, recipe: Recipe) -> tuple[tuple[Row, ...], tuple[Row, ...], tuple[DataSource, ...]]:
@@ -15,6 +18,8 @@ def read_rows(folder: Path, recipe: Recipe) -> tuple[tuple[Row, ...], tuple[Row,
     Raises:
         What `read_row_files` and `choose_rows` raise.
     """
+    from adapterhub.engine.rows import choose_rows, read_row_files
+
     train_set, eval_set = read_row_files(folder, recipe.data)
     train, held_out = choose_rows(train_set, eval_set, recipe.data, recipe.training.seed)
     if recipe.evaluation.max_rows is not None:
