@@ -1,4 +1,8 @@
-"""The estimate against the peak of resident memory of real builds, each in a process of its own."""
+"""The estimate against the peak of resident memory of real builds, each in a process of its own.
+
+A measurement, and so no part of a test run: what a process keeps resident is the machine's business as well. To make
+it: `python -m pytest -m benchmark tests/ops/test_plan_memory.py`.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ TOLERANCE = 0.15
 COMMAND = "import sys; from adapterhub.cli.main import main; sys.exit(main())"
 
 pytestmark = [
+    pytest.mark.benchmark,
     pytest.mark.engine,
     pytest.mark.skipif(sys.platform != "linux", reason="the heap's share was measured with glibc"),
 ]
