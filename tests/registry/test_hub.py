@@ -182,12 +182,12 @@ def test_what_can_be_asked_at_the_same_time_is(hub: Hub, bench: Bench, built: Pa
     publish(bench, built)
     for path in (f"/api/models/{NAME}", "*/refs", "*/adapter_manifest.json", "*/adapter_config.json", "/cdn/*"):
         inner = path.startswith("*/adapter")
-        hub.faults.add(Stall(seconds=0.6), path=f"/api/resolve-cache/{path}" if inner else path)
+        hub.faults.add(Stall(seconds=2), path=f"/api/resolve-cache/{path}" if inner else path)
     began = time.monotonic()
     registry = bench.open()
     registry.versions(NAME)
     registry.describe(REF)
-    assert time.monotonic() - began < 2.4, "five stalls were waited for one after another"
+    assert time.monotonic() - began < 9, "five stalls were waited for one after another"
     assert hub.faults.unused() == []
 
 
