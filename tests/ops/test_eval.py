@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from adapterhub.cli.main import main
+from adapterhub.engine import rows as row_reader
 from adapterhub.engine.data import Example
 from adapterhub.engine.evaluate import RowLosses
 from adapterhub.errors import (
@@ -24,7 +25,6 @@ from adapterhub.errors import (
     UnsatisfiedError,
     UsageError,
 )
-from adapterhub.ops import _eval_rows
 from adapterhub.ops import eval as ops_eval
 from adapterhub.ops._eval_measure import models_of
 from adapterhub.ops._eval_result import GateResult, Measured, judge, perplexity
@@ -378,14 +378,14 @@ def test_recipes_that_have_no_rows_to_measure_on(world: World) -> None:
 
 
 def test_a_file_that_changes_between_its_two_readings_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = _eval_rows.read_row_files
+    plain = row_reader.read_row_files
 
     def read_then_write(*args: Any) -> Any:
         found = plain(*args)
         write_rows(world, chats(13))
         return found
 
-    monkeypatch.setattr(_eval_rows, "read_row_files", read_then_write)
+    monkeypatch.setattr(row_reader, "read_row_files", read_then_write)
     with pytest.raises(LocalIOError, match="changed while it was read"):
         plan(world, slice_by="colour", stack="")
 
