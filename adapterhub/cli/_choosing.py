@@ -9,8 +9,8 @@ from adapterhub.cli import console
 
 if TYPE_CHECKING:
     from adapterhub.environment import Environment
+    from adapterhub.ops._install_plan import InstallPlan
     from adapterhub.ops._installation import Installed
-    from adapterhub.ops._planning import InstallPlan
 
 # So many packages are told one by one; of more, only those that changed.
 _FEW = 5

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapterhub.ops import _edit
+from adapterhub.ops._install_plan import InstallPlan, PlannedPackage
 from adapterhub.ops._place import State, place, state_of, take_away
-from adapterhub.ops._planning import InstallPlan, PlannedPackage
 from adapterhub.progress import SILENT, Progress
 from adapterhub.registry import Description, Registry
 from adapterhub.store import Store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapterhub.ops._planning import InstallPlan
+from adapterhub.ops._install_plan import InstallPlan
 from adapterhub.spec.lockfile import LockedPackage
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from adapterhub.environment import Environment
 from adapterhub.errors import UsageError
+from adapterhub.ops._install_plan import InstallPlan, PlannedPackage
 from adapterhub.ops._installation import Installed, carry_out
-from adapterhub.ops._planning import Choosing, InstallPlan, PlannedPackage, plan_environment
+from adapterhub.ops._planning import Choosing, plan_environment
 from adapterhub.progress import SILENT, Progress
 from adapterhub.spec.project import PROJECT_FILE
 from adapterhub.spec.refs import Requirement, check_alias

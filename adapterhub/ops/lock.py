@@ -6,9 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from adapterhub.environment import Environment
+from adapterhub.ops._install_plan import InstallPlan
 from adapterhub.ops._installation import carry_out
 from adapterhub.ops._lock_changes import lock_changes
-from adapterhub.ops._planning import Choosing, InstallPlan, plan_environment
+from adapterhub.ops._planning import Choosing, plan_environment
 from adapterhub.resolve import ALL
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError
+from adapterhub.ops._install_plan import InstallPlan
 from adapterhub.ops._installation import Installed, carry_out
 from adapterhub.ops._lock_changes import lock_changes
-from adapterhub.ops._planning import Choosing, InstallPlan, plan_environment, plan_locked
+from adapterhub.ops._planning import Choosing, plan_environment, plan_locked
 from adapterhub.progress import SILENT, Progress
 from adapterhub.spec.lockfile import LOCK_FILE
 from adapterhub.spec.project import PROJECT_FILE

@@ -10,7 +10,6 @@ from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError, UsageError
 from adapterhub.ops import _edit
 from adapterhub.ops._place import State, place, state_of, take_away
-from adapterhub.ops._planning import stored_of
 from adapterhub.progress import SILENT, Progress
 from adapterhub.spec._decode import suggest
 from adapterhub.spec.lockfile import LOCK_FILE, LockedPackage
@@ -18,6 +17,7 @@ from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.project import PROJECT_FILE
 from adapterhub.spec.refs import PackageName
 from adapterhub.store import Store
+from adapterhub.store.roots import stored_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from adapterhub.environment import Environment
 from adapterhub.errors import UnsatisfiedError
+from adapterhub.ops._install_plan import InstallPlan
 from adapterhub.ops._installation import Installed, carry_out
-from adapterhub.ops._planning import Choosing, InstallPlan, plan_environment
+from adapterhub.ops._planning import Choosing, plan_environment
 from adapterhub.progress import SILENT, Progress
 from adapterhub.resolve import ALL
 from adapterhub.spec._decode import suggest
