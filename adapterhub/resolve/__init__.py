@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from adapterhub.errors import UnsatisfiedError
 from adapterhub.registry.base import Registry
-from adapterhub.resolve._choose import choose, require_adapter
+from adapterhub.resolve._choose import choose
 from adapterhub.resolve.candidates import Candidate, Candidates
 from adapterhub.resolve.explain import explain, reasons_for, skipped
 from adapterhub.resolve.values import ALL, MAX_DEPTH, Choice, Locked, Policy, Resolution, Wanted
@@ -27,7 +27,6 @@ __all__ = [
     "Resolution",
     "Wanted",
     "choose",
-    "require_adapter",
     "resolve",
 ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adapterhub.errors import UnsatisfiedError, UsageError
-from adapterhub.registry.base import Description, Listed
+from adapterhub.registry.base import Listed
 from adapterhub.spec.refs import PackageRef, Requirement
 
 _SHOWN = 10
@@ -53,18 +53,3 @@ def choose(requirement: Requirement, listed: Sequence[Listed], *, where: str) ->
     if passed and requirement.exact is None:
         reasons.append(f"{passed[-1]} is a pre-release: ask for it with @{passed[-1]}")
     return Resolution(requirement=requirement, ref=PackageRef(requirement.name, chosen), reasons=tuple(reasons))
-
-
-def require_adapter(description: Description) -> None:
-    """Refuse what cannot be installed yet.
-
-    Raises:
-        UnsatisfiedError: the package is a stack.
-    """
-    if description.manifest.kind == "stack":
-        members = ", ".join(str(item.requirement) for item in description.manifest.requires)
-        raise UnsatisfiedError(
-            "is a stack of other packages, which cannot be installed as one yet",
-            where=str(description.ref),
-            hint=f"install its members and name the stack in adapters.yaml: {members}",
-        )
