@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from adapterhub.catalog.tasks import Task, task_named
 from adapterhub.errors import (
     AdapterHubError,
     IncompatibleError,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from adapterhub.algebra.delta import Truncation
     from adapterhub.bases import BaseRecord
 
+# What stands between a body and its head in some architectures and is left out of checkpoints that were saved without.
+_POOLERS = ("pooler", "pre_classifier")
 DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
 
 
@@ -131,10 +134,18 @@ def without_future_warnings() -> Iterator[None]:
         yield
 
 
-def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -> LoadedBase:
-    """Load a causal language model and its tokenizer from the folder a base record points to; opens no connection.
+def load_base(
+    record: BaseRecord,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    task: str = "CAUSAL_LM",
+    labels: Sequence[str] = (),
+) -> LoadedBase:
+    """Load a base model for a task, and its tokenizer, from the folder a base record points to; opens no connection.
 
-    Only safetensors are read and no code of the model's repository runs.
+    Only safetensors are read and no code of the model's repository runs. A head that the checkpoint lacks is made anew
+    by the seed that torch has; labels: the names that a classifier's head tells apart, in their order.
 
     Raises:
         UnsatisfiedError: the folder is gone, or the weights do not fit in the device's memory.
@@ -142,8 +153,14 @@ def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -
         IncompatibleError: transformers does not know the architecture.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    row = task_named(task)
+    auto_class = getattr(transformers, row.auto_class)
+    named: dict[str, Any] = {}
+    if row.labels:
+        named = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
+        named["label2id"] = {label: index for index, label in enumerate(labels)}
     quiet_libraries()
     if not record.path.is_dir():
         raise UnsatisfiedError(
@@ -153,8 +170,9 @@ def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -
         )
     _refuse_remote_code(record)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class.from_pretrained(
             str(record.path),
+            **named,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
@@ -168,7 +186,8 @@ def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -
         ) from error
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise _cannot_load(record, error) from error
-    missing = sorted(info["missing_keys"]) + sorted(str(item[0]) for item in info["mismatched_keys"])
+    lacking = sorted(info["missing_keys"]) + sorted(str(item[0]) for item in info["mismatched_keys"])
+    missing = [name for name in lacking if not is_new_head(name, row)]
     if missing:
         shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise IntegrityError(
@@ -179,6 +198,11 @@ def load_base(record: BaseRecord, *, device: torch.device, dtype: torch.dtype) -
     model.requires_grad_(False)
     model.eval()
     return LoadedBase(model=model, tokenizer=load_tokenizer(record), device=device, dtype=dtype)
+
+
+def is_new_head(name: str, task: Task) -> bool:
+    """Say whether a tensor that a checkpoint lacks is of the head that the task adds: `classifier.dense.weight`."""
+    return any(part in task.head_modules or part in _POOLERS for part in name.split(".")[:-1])
 
 
 def load_tokenizer(record: BaseRecord) -> PreTrainedTokenizerBase:
