@@ -141,11 +141,12 @@ def load_base(
     dtype: torch.dtype,
     task: str = "CAUSAL_LM",
     labels: Sequence[str] = (),
+    seed: int | None = None,
 ) -> LoadedBase:
     """Load a base model for a task, and its tokenizer, from the folder a base record points to; opens no connection.
 
     Only safetensors are read and no code of the model's repository runs. A head that the checkpoint lacks is made anew
-    by the seed that torch has; labels: the names that a classifier's head tells apart, in their order.
+    by `seed`; labels: the names that a classifier's head tells apart, in their order.
 
     Raises:
         UnsatisfiedError: the folder is gone, or the weights do not fit in the device's memory.
@@ -161,6 +162,8 @@ def load_base(
     if row.labels:
         named = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         named["label2id"] = {label: index for index, label in enumerate(labels)}
+    if seed is not None:
+        torch.manual_seed(seed)
     quiet_libraries()
     if not record.path.is_dir():
         raise UnsatisfiedError(

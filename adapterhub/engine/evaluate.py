@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from adapterhub.engine.data import IGNORED, Example, pad
-from adapterhub.engine.loss import autocast, token_losses
+from adapterhub.engine.data import Example
+from adapterhub.engine.loss import autocast
+from adapterhub.engine.tasks import TaskEngine, task_engine
 from adapterhub.progress import Progress
 
 if TYPE_CHECKING:
@@ -19,22 +20,29 @@ _CHUNK = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowLosses:
-    """Of each row the loss summed over its labelled tokens (nats), how many they are: float64 (rows,); its question."""
+    """Of each row the loss summed over its labelled units (nats), how many they are: float64 (rows,); its question.
+
+    A unit is what the task labels: a token, a row. predictions: one a row, where the task measures more than the loss.
+    """
 
     sums: np.ndarray
     counts: np.ndarray
     questions: tuple[str, ...]
+    predictions: tuple[Any, ...] = ()
 
     @property
     def mean(self) -> float:
-        """The loss of a labelled token, over all rows together."""
+        """The loss of a labelled unit, over all rows together."""
         return float(self.sums.sum() / self.counts.sum())
 
     def at(self, rows: Sequence[int]) -> RowLosses:
         """Return some of the rows, by their indices."""
         chosen = list(rows)
         return RowLosses(
-            sums=self.sums[chosen], counts=self.counts[chosen], questions=tuple(self.questions[i] for i in chosen)
+            sums=self.sums[chosen],
+            counts=self.counts[chosen],
+            questions=tuple(self.questions[i] for i in chosen),
+            predictions=tuple(self.predictions[i] for i in chosen) if self.predictions else (),
         )
 
 
@@ -76,30 +84,44 @@ def row_losses(
     dtype: torch.dtype,
     label: str,
     progress: Progress,
+    task: TaskEngine | None = None,
 ) -> RowLosses:
-    """Compute each row's loss under the model as it stands, in evaluation mode; rows of like length go together."""
+    """Compute each row's loss under the model as it stands, in evaluation mode; rows of like length go together.
+
+    task: whose losses, and predictions where it has any; CAUSAL_LM by default.
+    """
     import numpy as np
     import torch
 
+    engine = task or task_engine("CAUSAL_LM")
     sums, counts = np.zeros(len(examples)), np.zeros(len(examples))
+    predictions: list[Any] = [None] * len(examples)
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     was_training = model.training
     model.eval()
     try:
-        with progress.task(label, total=len(order), unit="rows") as task, torch.inference_mode():
+        with progress.task(label, total=len(order), unit="rows") as bar, torch.inference_mode():
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                batch = {k: v.to(device) for k, v in pad([examples[i] for i in rows], pad_id=pad_id).items()}
+                batch = engine.collate([examples[i] for i in rows], pad_id=pad_id)
                 with autocast(device, dtype):
-                    losses = token_losses(model, batch)
-                labelled = batch["labels"][:, 1:] != IGNORED
-                spread = torch.zeros(labelled.shape, dtype=torch.float64, device="cpu")
-                spread[labelled.cpu()] = losses.double().cpu()
-                sums[rows], counts[rows] = spread.sum(1).numpy(), labelled.sum(1).cpu().numpy()
-                task.advance(len(rows))
+                    judged = engine.judge(model, {name: value.to(device) for name, value in batch.items()})
+                counted = judged.counts.cpu()
+                row_of = torch.repeat_interleave(torch.arange(len(rows)), counted)
+                total = torch.zeros(len(rows), dtype=torch.float64)
+                sums[rows] = total.index_add_(0, row_of, judged.losses.double().cpu()).numpy()
+                counts[rows] = counted.numpy()
+                for index, prediction in zip(rows, judged.predictions, strict=False):
+                    predictions[index] = prediction
+                bar.advance(len(rows))
     finally:
         model.train(was_training)
-    return RowLosses(sums=sums, counts=counts, questions=tuple(example.question for example in examples))
+    return RowLosses(
+        sums=sums,
+        counts=counts,
+        questions=tuple(example.question for example in examples),
+        predictions=tuple(predictions) if None not in predictions else (),
+    )
 
 
 def compare(base: RowLosses, adapted: RowLosses, *, samples: int, seed: int) -> Comparison:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.adapters import after_step, penalty
 from adapterhub.engine.base import LoadedBase, without_future_warnings
-from adapterhub.engine.data import Example, LengthGroupedOrder, pad
-from adapterhub.engine.loss import token_losses
+from adapterhub.engine.data import Example, LengthGroupedOrder
+from adapterhub.engine.tasks import TaskEngine, task_engine
 from adapterhub.errors import AdapterHubError, BuildError, UsageError
 from adapterhub.progress import Progress, Task
 from adapterhub.spec.recipe import TrainingSpec
@@ -70,8 +70,11 @@ def train(
     pad_id: int,
     log: Path,
     progress: Progress,
+    task: TaskEngine | None = None,
 ) -> TrainResult:
     """Train a model's adapter in place, writing a line of JSON to `log` every `logging_steps` steps.
+
+    task: whose losses are lowered; CAUSAL_LM by default.
 
     Raises:
         BuildError: the loss is not finite (the rows are named), or memory ran out.
@@ -82,10 +85,12 @@ def train(
     keep_freed_memory()
     total = count_steps(len(examples), spec)
     with tempfile.TemporaryDirectory(prefix="adapt-train-") as scratch, log.open("w", encoding="utf-8") as stream:
-        with progress.task("training", total=total, unit="steps") as task:
-            watch = Watch(task, stream, examples)
+        with progress.task("training", total=total, unit="steps") as bar:
+            watch = Watch(bar, stream, examples)
             with without_future_warnings():
-                trainer = _make_trainer(model, examples, spec, _arguments(base, spec, Path(scratch)), pad_id, watch)
+                arguments = _arguments(base, spec, Path(scratch))
+                losses_of = task or task_engine("CAUSAL_LM")
+                trainer = _make_trainer(model, examples, spec, arguments, pad_id, watch, losses_of)
             with _memory_errors(spec), without_future_warnings():
                 trainer.train()
         return watch.result(trainer.state.global_step, steps_per_epoch(len(examples), spec))
@@ -138,6 +143,7 @@ def _make_trainer(
     arguments: TrainingArguments,
     pad_id: int,
     watch: Watch,
+    task: TaskEngine,
 ) -> Any:
     import torch
     from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -157,7 +163,7 @@ def _make_trainer(
             self, model: Any, inputs: dict[str, torch.Tensor], *_: Any, num_items_in_batch: Any = None, **__: Any
         ) -> Any:
             rows = inputs.pop("rows")
-            losses = token_losses(model, inputs)
+            losses = task.losses(model, inputs)
             whole = len(losses) if num_items_in_batch is None else num_items_in_batch
             loss = losses.sum() / whole
             # Once a step: each of its batches bears the share of its labelled tokens.
@@ -180,7 +186,7 @@ def _make_trainer(
                 watch.log(state.global_step, logs)
 
     def collate(indices: list[int]) -> dict[str, torch.Tensor]:
-        return {**pad([examples[i] for i in indices], pad_id=pad_id), "rows": torch.tensor(indices)}
+        return {**task.collate([examples[i] for i in indices], pad_id=pad_id), "rows": torch.tensor(indices)}
 
     trainer = AdapterTrainer(
         model=model,

@@ -52,14 +52,15 @@ class RowCounts:
 class BuildPlan(Plan):
     """What a build will train, on what, and what it will need.
 
-    hyperparameters: the method's, every default filled in. trainable: parameters, None where only the built model can
-    tell. memory: an estimate in bytes.
+    hyperparameters: the method's, every default filled in. labels: what a classifier tells apart. trainable:
+    parameters, None where only the built model can tell. memory: an estimate in bytes.
     """
 
     recipe: Recipe
     base: BaseRecord
     out: Path
     hyperparameters: Mapping[str, Frozen]
+    labels: tuple[str, ...] = ()
     data: tuple[DataSource, ...]
     train: RowCounts
     held_out: RowCounts

@@ -61,6 +61,8 @@ def write_package(folder: Path, plan: BuildPlan, trained: Trained) -> Manifest:
         method=recipe.method,
         task=recipe.task,
         hyperparameters=hyperparameters_of(read_config(folder)),
+        labels=plan.labels,
+        quantization=recipe.quantization,
         files=hash_payload(folder, payload_names(folder)),
         built_from=Origin(
             recipe=recipe.digest,

@@ -7,27 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.rows import Row, shared_rows
 from adapterhub.errors import LocalIOError
 from adapterhub.files import new_folder
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
+from adapterhub.ops._build_train import Prepared, train_planned
 from adapterhub.ops._estimate import read_base_shape
 from adapterhub.ops._method_fit import fit_method, refuse_schedule, room_for_text, stand_in
-from adapterhub.ops._package import Trained, write_package
+from adapterhub.ops._package import write_package
 from adapterhub.ops._plan_cost import memory_of
 from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
 from adapterhub.ops._rows import read_rows
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
-from adapterhub.spec.manifest import TRAINING_LOG_FILE, Manifest
+from adapterhub.spec.manifest import Manifest
 from adapterhub.spec.plans import Step
 from adapterhub.spec.report import Report
-
-if TYPE_CHECKING:
-    from adapterhub.engine.data import Examples
 
 OUTPUT_FOLDER = "dist"
 
@@ -79,17 +75,6 @@ class BuildResult:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Prepared:
-    """A plan with the tokens it counted."""
-
-    plan: BuildPlan
-    train: Examples
-    held_out: Examples
-    device: Any
-    dtype: Any
-
-
 def plan_build(
     recipe: Path,
     *,
@@ -134,7 +119,7 @@ def build(
     for warning in plan.warnings:
         progress.note(f"warning: {warning}")
     with new_folder(plan.out) as folder:
-        trained = _train(prepared, folder, started, progress)
+        trained = train_planned(prepared, folder, started, progress)
         manifest = write_package(folder, plan, trained)
     report = validate(plan.out, base=plan.base.ref.id, deep=True, settings=settings)
     return BuildResult(
@@ -150,7 +135,7 @@ def build(
 
 def _prepare(
     path: Path, out: Path | None, overrides: Sequence[str], device: str | None, settings: Settings
-) -> _Prepared:
+) -> Prepared:
     recipe = read_recipe_with(path, overrides)
     where = str(path)
     refuse_unsupported(recipe, where)
@@ -164,15 +149,17 @@ def _prepare(
 
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
-    from adapterhub.engine.data import encode_rows
+    from adapterhub.engine.tasks import task_engine
     from adapterhub.engine.train import count_steps
 
     chosen = choose_device(device)
     dtype = choose_dtype(recipe.training.dtype, chosen)
     tokenizer = load_tokenizer(base)
     length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
-    trained = encode_rows(train, tokenizer, recipe.data, max_length=length)
-    measured = encode_rows(held_out, tokenizer, recipe.data, max_length=length)
+    task = task_engine(recipe.task)
+    labels = task.labels(train)
+    trained = task.encode(train, tokenizer, recipe.data, max_length=length, labels=labels)
+    measured = task.encode(held_out, tokenizer, recipe.data, max_length=length, labels=labels)
     train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
     steps = count_steps(train_counts.rows, recipe.training)
     refuse_schedule(recipe, hyperparameters, steps, where=where)
@@ -189,6 +176,7 @@ def _prepare(
         base=base,
         out=out,
         hyperparameters=hyperparameters,
+        labels=labels,
         data=data,
         train=train_counts,
         held_out=held_out_counts,
@@ -207,7 +195,7 @@ def _prepare(
             held_out=measured.items,
         ).total,
     )
-    return _Prepared(plan=plan, train=trained, held_out=measured, device=chosen, dtype=dtype)
+    return Prepared(plan=plan, train=trained, held_out=measured, device=chosen, dtype=dtype)
 
 
 def _require_free(out: Path) -> None:
@@ -234,61 +222,6 @@ def _cut_warnings(train: RowCounts, held_out: RowCounts, length: int) -> list[st
             lost = f"; {counts.dropped} of them had nothing left to learn and are left out" if counts.dropped else ""
             warnings.append(f"{counts.truncated} {name} rows are cut at {length} tokens{lost}")
     return warnings
-
-
-def _train(prepared: _Prepared, folder: Path, started: datetime, progress: Progress) -> Trained:
-    """Load the base, train the adapter, and measure both; the adapter's files and the log are written to `folder`."""
-    from adapterhub.engine import adapters, evaluate
-    from adapterhub.engine.base import load_base
-    from adapterhub.engine.data import pad_id
-    from adapterhub.engine.train import train
-
-    plan, recipe = prepared.plan, prepared.plan.recipe
-    with progress.task(f"loading {plan.base.ref.id}", total=None):
-        base = load_base(plan.base, device=prepared.device, dtype=prepared.dtype)
-    filler = pad_id(base.tokenizer)
-
-    def measure(model: Any, label: str) -> evaluate.RowLosses:
-        return evaluate.row_losses(
-            model,
-            prepared.held_out.items,
-            batch_size=recipe.evaluation.per_device_eval_batch_size,
-            pad_id=filler,
-            device=base.device,
-            dtype=base.dtype,
-            label=label,
-            progress=progress,
-        )
-
-    # Before there is an adapter: some begin by changing the base.
-    before = measure(base.model, "held-out rows, bare base") if prepared.held_out.items else None
-    model = adapters.attach(
-        base,
-        plan.hyperparameters,
-        task=recipe.task,
-        seed=recipe.training.seed,
-        method=recipe.method,
-        steps=plan.training_steps,
-    )
-    start = adapters.start_of(model)
-    log = folder / TRAINING_LOG_FILE
-    result = train(model, base, prepared.train.items, recipe.training, pad_id=filler, log=log, progress=progress)
-    comparison = None
-    if before is not None:
-        after = measure(model, "held-out rows, with the adapter")
-        comparison = evaluate.compare(
-            before, after, samples=recipe.evaluation.bootstrap_samples, seed=recipe.training.seed
-        )
-    adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision, start=start)
-    return Trained(
-        started=started,
-        finished=datetime.now(UTC),
-        steps=result.steps,
-        loss=result.loss,
-        tokens=result.tokens,
-        seconds=result.seconds,
-        metrics=MappingProxyType(comparison.metrics() if comparison else {}),
-    )
 
 
 def _doubts(manifest: Manifest) -> tuple[str, ...]:

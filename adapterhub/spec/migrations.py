@@ -53,11 +53,17 @@ def _recipe_1_1(data: Mapping[str, object]) -> dict[str, object]:
     return {**data, "data": {**rows, **told}}
 
 
+def _recipe_1_2(data: Mapping[str, object]) -> dict[str, object]:
+    """1.2 knows more tasks, methods, training controls and quantizations; what 1.1 said means the same."""
+    return dict(data)
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(key="lock_version", before="1.0", after="1.1", says="entries say what stacks require", change=_lock_1_1),
     Migration(
         key="recipe_version", before="1.0", after="1.1", says="rows out of more kinds of files", change=_recipe_1_1
     ),
+    Migration(key="recipe_version", before="1.1", after="1.2", says="more to build and to control", change=_recipe_1_2),
 )
 
 

@@ -13,64 +13,11 @@ from adapterhub.spec.base_model import parse_base
 from adapterhub.spec.data import DataSpec
 from adapterhub.spec.digest import Digest, canonical_json
 from adapterhub.spec.manifest import WORD_PATTERN
-from adapterhub.spec.quantization import DTYPES, Quantization
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.refs import check_part, parse_version
+from adapterhub.spec.training import TrainingSpec
 
-RECIPE_VERSION = "1.1"
-SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSpec:
-    """How to train, by transformers' TrainingArguments' names and meanings.
-
-    max_steps counts optimizer steps and wins over num_train_epochs; -1 leaves it to the epochs. warmup_steps below 1 is
-    a share of all steps. dtype: of the frozen base's weights; `auto` picks by device. logging_steps: steps a log line.
-    """
-
-    learning_rate: float = 2e-4
-    num_train_epochs: float = 3.0
-    max_steps: int = -1
-    per_device_train_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    optim: str = "adamw_torch"
-    gradient_checkpointing: bool = False
-    dtype: str = "auto"
-    seed: int = 42
-    logging_steps: int = 10
-
-    @classmethod
-    def read(cls, r: Reader | None) -> TrainingSpec:
-        """Read the mapping of a recipe; an absent one has every default."""
-        if r is None:
-            return cls()
-        value = cls(
-            learning_rate=r.number("learning_rate", 2e-4, minimum=0.0, maximum=10.0),
-            num_train_epochs=r.number("num_train_epochs", 3.0, minimum=0.0, maximum=1e6),
-            max_steps=r.integer("max_steps", -1, minimum=-1),
-            per_device_train_batch_size=r.integer("per_device_train_batch_size", 8, minimum=1, maximum=1 << 16),
-            gradient_accumulation_steps=r.integer("gradient_accumulation_steps", 1, minimum=1, maximum=1 << 16),
-            lr_scheduler_type=r.string("lr_scheduler_type", "cosine", choices=SCHEDULERS),
-            warmup_steps=r.number("warmup_steps", 0.0, minimum=0.0),
-            weight_decay=r.number("weight_decay", 0.0, minimum=0.0),
-            max_grad_norm=r.number("max_grad_norm", 1.0, minimum=0.0),
-            optim=r.string("optim", "adamw_torch", choices=OPTIMIZERS),
-            gradient_checkpointing=r.boolean("gradient_checkpointing", False),
-            dtype=r.string("dtype", "auto", choices=("auto", *DTYPES)),
-            seed=r.integer("seed", 42, maximum=2**32 - 1),
-            logging_steps=r.integer("logging_steps", 10, minimum=1),
-        )
-        if r.clean and value.max_steps == 0:
-            r.fault("max_steps", "must be at least 1, or -1 to count by num_train_epochs")
-        if r.clean and value.max_steps == -1 and value.num_train_epochs == 0:
-            r.fault("num_train_epochs", "must be above 0 when max_steps is not set")
-        r.finish()
-        return value
+RECIPE_VERSION = "1.2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +62,7 @@ class Recipe:
     hyperparameters: Mapping[str, Frozen] = field(default_factory=lambda: MappingProxyType({}))
     task: str = "CAUSAL_LM"
     data: DataSpec
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = field(default_factory=TrainingSpec)
     quantization: Quantization | None = None
     evaluation: EvaluationSpec = EvaluationSpec()
     extra: Mapping[str, Frozen] = field(default_factory=lambda: MappingProxyType({}))
@@ -162,7 +109,7 @@ class Recipe:
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data, every field present."""
-        training, evaluation = self.training, self.evaluation
+        evaluation = self.evaluation
         return {
             "recipe_version": RECIPE_VERSION,
             "name": self.name,
@@ -177,7 +124,7 @@ class Recipe:
             "hyperparameters": thaw(self.hyperparameters),
             "task": self.task,
             "data": self.data.to_data(),
-            "training": {name: getattr(training, name) for name in _fields(training)},
+            "training": self.training.to_data(),
             "quantization": self.quantization.to_data() if self.quantization else None,
             "evaluation": {name: getattr(evaluation, name) for name in _fields(evaluation)},
             "extra": thaw(self.extra),
@@ -190,7 +137,11 @@ class Recipe:
         It is taken in the oldest format that can say the same, so that a newer adapterhub gives the digest an older one
         wrote into manifests.
         """
-        version = "1.0" if self.data.is_first_form else RECIPE_VERSION
+        as_before = self.task == "CAUSAL_LM" and self.training.is_first_form
+        if as_before and (self.quantization is None or self.quantization.is_first_form):
+            version = "1.0" if self.data.is_first_form else "1.1"
+        else:
+            version = RECIPE_VERSION
         return Digest.of(canonical_json({**self.to_data(), "recipe_version": version}))
 
 

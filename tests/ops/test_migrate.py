@@ -82,7 +82,7 @@ def test_a_recipe_is_rewritten_as_it_was_written(settings: Settings, tmp_path: P
     before = read_recipe(path)
     migrate(planned(tmp_path, settings, path))
     text = path.read_text()
-    assert 'recipe_version: "1.1"' in text and "# A recipe as a person wrote it" in text
+    assert 'recipe_version: "1.2"' in text and "# A recipe as a person wrote it" in text
     assert "quantization" not in text and "heldout.csv" in text
     assert read_recipe(path) == before
     assert [source.file_type for source in before.data.sources(before.data.eval)] == ["jsonl"]
@@ -91,7 +91,7 @@ def test_a_recipe_is_rewritten_as_it_was_written(settings: Settings, tmp_path: P
     other = tmp_path / "recipe.json"
     other.write_text(json.dumps(read_yaml(EXAMPLES / "recipe-1.0.yaml")))
     migrate(planned(tmp_path, settings, other))
-    assert json.loads(other.read_text())["recipe_version"] == "1.1"
+    assert json.loads(other.read_text())["recipe_version"] == "1.2"
 
 
 @pytest.mark.parametrize("kind", sorted(FIXED))

@@ -1,0 +1,125 @@
+"""The middle of a build: the base loaded, the adapter trained, and held-out rows measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.ops._build_plan import BuildPlan
+from adapterhub.ops._package import Trained
+from adapterhub.progress import Progress
+from adapterhub.spec.manifest import TRAINING_LOG_FILE
+
+if TYPE_CHECKING:
+    from adapterhub.engine.data import Examples
+    from adapterhub.engine.evaluate import RowLosses
+    from adapterhub.engine.tasks import TaskEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A plan with the tokens it counted."""
+
+    plan: BuildPlan
+    train: Examples
+    held_out: Examples
+    device: Any
+    dtype: Any
+
+
+def train_planned(prepared: Prepared, folder: Path, started: datetime, progress: Progress) -> Trained:
+    """Load the base, train the adapter, and measure both; the adapter's files and the log are written to `folder`.
+
+    Raises:
+        BuildError: the loss is not finite, or memory ran out. What `load_base` and `adapters.attach` raise.
+    """
+    from adapterhub.engine import adapters, evaluate
+    from adapterhub.engine.base import load_base
+    from adapterhub.engine.data import pad_id
+    from adapterhub.engine.tasks import task_engine
+    from adapterhub.engine.train import train
+
+    plan, recipe = prepared.plan, prepared.plan.recipe
+    task = task_engine(recipe.task)
+    with progress.task(f"loading {plan.base.ref.id}", total=None):
+        base = load_base(
+            plan.base,
+            device=prepared.device,
+            dtype=prepared.dtype,
+            task=recipe.task,
+            labels=plan.labels,
+            seed=recipe.training.seed,
+        )
+    filler = pad_id(base.tokenizer)
+
+    def measure(model: Any, label: str) -> RowLosses:
+        return evaluate.row_losses(
+            model,
+            prepared.held_out.items,
+            batch_size=recipe.evaluation.per_device_eval_batch_size,
+            pad_id=filler,
+            device=base.device,
+            dtype=base.dtype,
+            label=label,
+            progress=progress,
+            task=task,
+        )
+
+    # Before there is an adapter: some begin by changing the base.
+    measured = bool(prepared.held_out.items)
+    before = measure(base.model, "held-out rows, bare base") if measured and task.own_head else None
+    model = adapters.attach(
+        base,
+        plan.hyperparameters,
+        task=recipe.task,
+        seed=recipe.training.seed,
+        method=recipe.method,
+        steps=plan.training_steps,
+    )
+    start = adapters.start_of(model)
+    result = train(
+        model,
+        base,
+        prepared.train.items,
+        recipe.training,
+        pad_id=filler,
+        log=folder / TRAINING_LOG_FILE,
+        progress=progress,
+        task=task,
+    )
+    after = measure(model, "held-out rows, with the adapter") if measured else None
+    adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision, start=start)
+    return Trained(
+        started=started,
+        finished=datetime.now(UTC),
+        steps=result.steps,
+        loss=result.loss,
+        tokens=result.tokens,
+        seconds=result.seconds,
+        metrics=MappingProxyType(_metrics(prepared, task, before, after)),
+    )
+
+
+def _metrics(
+    prepared: Prepared, task: TaskEngine, before: RowLosses | None, after: RowLosses | None
+) -> dict[str, float]:
+    """Return what a manifest records of the held-out rows: the loss, and what else the task measures."""
+    from adapterhub.engine import evaluate
+
+    if after is None:
+        return {}
+    plan, recipe = prepared.plan, prepared.plan.recipe
+    if before is not None:
+        samples = recipe.evaluation.bootstrap_samples
+        found = evaluate.compare(before, after, samples=samples, seed=recipe.training.seed).metrics()
+    else:
+        found = {"eval_rows": float(len(after.sums)), "eval_loss": round(after.mean, 6)}
+    scored = [("", task.scores(after.predictions, prepared.held_out.items, plan.labels))]
+    if before is not None:
+        scored.append(("_base", task.scores(before.predictions, prepared.held_out.items, plan.labels)))
+    else:
+        scored.append(("_naive", task.naive_scores(prepared.train.items, prepared.held_out.items, plan.labels)))
+    return found | {f"eval_{name}{end}": round(value, 6) for end, by in scored for name, value in by.items()}
