@@ -80,6 +80,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         steps=plan.training_steps,
     )
     start = adapters.start_of(model)
+    trainable = adapters.trainable_parameters(model)
     result = train(
         model,
         base,
@@ -100,6 +101,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         tokens=result.tokens,
         seconds=result.seconds,
         metrics=MappingProxyType(_metrics(prepared, task, before, after)),
+        trainable=trainable,
     )
 
 

@@ -26,7 +26,10 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What came of a training. loss: the mean of the last epoch's steps. metrics: of held-out rows, by name."""
+    """What came of a training. loss: the mean of the last epoch's steps. metrics: of held-out rows, by name.
+
+    trainable: how many parameters were.
+    """
 
     started: datetime
     finished: datetime
@@ -35,6 +38,7 @@ class Trained:
     tokens: int
     seconds: float
     metrics: Mapping[str, float]
+    trainable: int
 
     @property
     def tokens_per_second(self) -> float:
@@ -113,6 +117,7 @@ def _provenance(manifest: Manifest, plan: BuildPlan, trained: Trained) -> Proven
             {
                 "training_seconds": round(trained.seconds, 3),
                 "training_tokens": trained.tokens,
+                "trainable_parameters": trained.trainable,
                 "tokens_per_second": round(trained.tokens_per_second, 1),
             }
         ),

@@ -93,7 +93,7 @@ def plan_build(
         UnsatisfiedError: the base model is not here. IncompatibleError: a target module is not in it.
         BuildError: nothing would be learned.
     """
-    return _prepare(recipe, out, overrides, device, settings or read_settings()).plan
+    return prepare_build(recipe, out, overrides, device, settings or read_settings()).plan
 
 
 def build(
@@ -114,7 +114,7 @@ def build(
 
     settings = settings or read_settings()
     started, clock = datetime.now(UTC), time.monotonic()
-    prepared = _prepare(recipe, out, overrides, device, settings)
+    prepared = prepare_build(recipe, out, overrides, device, settings)
     plan = prepared.plan
     for warning in plan.warnings:
         progress.note(f"warning: {warning}")
@@ -133,9 +133,10 @@ def build(
     )
 
 
-def _prepare(
+def prepare_build(
     path: Path, out: Path | None, overrides: Sequence[str], device: str | None, settings: Settings
 ) -> Prepared:
+    """Read a recipe, its rows and the base's headers, and count its tokens: a plan with what it was made from."""
     recipe = read_recipe_with(path, overrides)
     where = str(path)
     refuse_unsupported(recipe, where)
