@@ -6,11 +6,16 @@ from collections.abc import Mapping
 
 from adapterhub.catalog.hyperparameters import BOOKKEEPING
 from adapterhub.catalog.methods import METHODS, Method, check_hyperparameters
-from adapterhub.catalog.own_methods import BOTTLENECK_TYPE, OWN_TYPES
+from adapterhub.catalog.own_methods import BASELINE, BOTTLENECK_TYPE, OWN_TYPES
 from adapterhub.errors import IncompatibleError
 from adapterhub.spec._decode import Frozen
 
 _SHOWN = 20
+
+
+def is_own(method: Method) -> bool:
+    """Say whether a method is one of ours: PEFT has it not."""
+    return method.peft_type in OWN_TYPES or method.group == BASELINE
 
 
 def own_method(config: Mapping[str, Frozen]) -> Method | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.catalog.families import family_of
 from adapterhub.catalog.methods import METHODS, Method, changes_base
+from adapterhub.catalog.own_settings import is_own
 from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
@@ -75,7 +76,8 @@ def attach(
 
     Everything trainable is float32 whatever the base's dtype: the optimizer's small steps would be rounded away in 16
     bits (https://arxiv.org/abs/1710.03740, section 3.1). With a start that changes the base (PiSSA, OLoRA) the base's
-    weights are changed in place.
+    weights are changed in place. A method that PEFT has not gives an engine.methods.adapted.AdaptedModel, which has
+    what the engine asks of a PeftModel; `full` and `partial` train the base itself.
 
     Raises:
         IncompatibleError: a target module is not in the base, or PEFT cannot adapt it.
@@ -84,6 +86,10 @@ def attach(
     from peft import get_peft_model
     from transformers import set_seed
 
+    if is_own(METHODS[method]):
+        from adapterhub.engine.methods import own
+
+        return own.attach(base, hyperparameters, task=task, seed=seed, method=METHODS[method])  # type: ignore[return-value]
     hint = _refuse_unmatched(base, hyperparameters, METHODS[method])
     config = peft_config(
         hyperparameters,
@@ -201,7 +207,8 @@ def save(
 
     Unlike PEFT's, the config's lists are sorted and the base is named by its id, never by a path of this machine, so
     the same training gives the same bytes. An adapter whose start changed the base is written as the plain LoRA, of
-    twice the rank, that does the same to the base as it was; `start` is then what `start_of` gave.
+    twice the rank, that does the same to the base as it was; `start` is then what `start_of` gave. A base that was
+    trained itself is written as a checkpoint of its own, with its tokenizer; what is returned is its config.
 
     Raises:
         BuildError: a weight is not finite.
@@ -217,6 +224,10 @@ def save(
             f"{len(broken)} of the adapter's tensors hold values that are not finite, {broken[0]} first",
             hint="lower training.learning_rate",
         )
+    if state and model.active_peft_config.peft_type is None:
+        from adapterhub.engine.methods import full
+
+        return full.save(model, folder)  # type: ignore[arg-type]
     config = _config_data(model, base_id=base_id, base_revision=base_revision)
     if changes_base(config.get("init_lora_weights")):
         assert start, "an adapter that starts from the base's weights is saved as a difference from its start"
@@ -231,6 +242,11 @@ def save(
 def _state(model: PeftModel) -> dict[str, torch.Tensor]:
     """Return the adapter's tensors by the names that PEFT saves them under."""
     from peft import get_peft_model_state_dict
+
+    from adapterhub.engine.methods.adapted import AdaptedModel
+
+    if isinstance(model, AdaptedModel):
+        return model.state()
 
     # Embeddings are saved where they are trained (modules_to_save); PEFT's "auto" would ask the Hub about the base.
     return get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -1,0 +1,1 @@
+"""Methods that PEFT has not: bottleneck adapters, BitFit, and training of the base itself as something to compare."""
