@@ -8,9 +8,19 @@ A row is of one of these shapes, told by its columns or by the recipe (`data.for
     alpaca             {"instruction": "…", "input": "…", "output": "…"}
     text               {"text": "…"}
 
+or, where the recipe's task is another than CAUSAL_LM, of the one that its rows have:
+
+    SEQ_CLS             classification     {"text": "…", "text_pair": "…", "label": "…"}; text_pair may be left out
+    TOKEN_CLS           token_tags         {"tokens": ["…"], "tags": ["…"]}
+    SEQ_2_SEQ_LM        prompt_completion  as above
+    QUESTION_ANS        squad              {"question": "…", "context": "…", "answers": {"text": ["…"],
+                                           "answer_start": [0]}}; lists without an item: no answer is in the context
+    FEATURE_EXTRACTION  pairs              {"anchor": "…", "positive": "…"}, and a "negative" or a "score"
+
 or of any columns, of which the recipe's template makes texts. Other columns are left alone. The shapes are those of
-TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), of ShareGPT's conversations and of Stanford
-Alpaca's instructions (https://github.com/tatsu-lab/stanford_alpaca).
+TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), of ShareGPT's conversations, of Stanford
+Alpaca's instructions (https://github.com/tatsu-lab/stanford_alpaca), of GLUE, CoNLL-2003 and SQuAD as the datasets
+library has them, and of sentence-transformers' pairs.
 """
 
 from __future__ import annotations
@@ -20,50 +30,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from adapterhub.engine._task_rows import READERS, text_faults, with_our_names
 from adapterhub.engine.row_files import read_records
+from adapterhub.engine.row_kinds import Message, Row
 from adapterhub.errors import InvalidFileError
 from adapterhub.spec._decode import kind_of
-from adapterhub.spec.data import OPTIONAL_COLUMNS, SHAPES, DataSpec, SourceSpec, template_parts
+from adapterhub.spec.data import OPTIONAL_COLUMNS, SHAPES, TASK_SHAPES, DataSpec, SourceSpec, template_parts
 from adapterhub.spec.digest import Digest
+
+__all__ = [
+    "Message",
+    "Row",
+    "RowFile",
+    "RowSet",
+    "choose_rows",
+    "read_row",
+    "read_row_files",
+    "shared_rows",
+    "split_rows",
+]
 
 ROLES = ("system", "user", "assistant")
 # ShareGPT's words for who speaks.
 _SPEAKERS: Mapping[str, str] = {**{role: role for role in ROLES}, "human": "user", "gpt": "assistant"}
 MAX_LISTED = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One turn of a chat."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One row: a chat, or plain text of which the first `prompt` part is only read, never learned.
-
-    place: `file:line`, for messages to people. messages: empty for plain text. text: the completion, or the whole text.
-    """
-
-    place: str
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-    text: str = ""
-
-    @property
-    def question(self) -> str:
-        """What stands before the last thing to be learned: rows that share it must not be split into train and eval."""
-        if self.messages:
-            last = max((i for i, m in enumerate(self.messages) if m.role == "assistant"), default=len(self.messages))
-            return "\0".join(f"{message.role}\0{message.content}" for message in self.messages[:last])
-        return self.prompt or self.text
-
-    @property
-    def content(self) -> tuple[object, ...]:
-        """What the row says, without where it stands."""
-        return (self.messages, self.prompt, self.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +100,8 @@ class _Faults:
             )
 
 
-def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowSet, RowSet | None]:
-    """Read and check the training files and, where the recipe names some, the evaluation files.
+def read_row_files(folder: Path, spec: DataSpec, *, task: str = "CAUSAL_LM") -> tuple[RowSet, RowSet | None]:
+    """Read and check a task's training files and, where the recipe names some, its evaluation files.
 
     Raises:
         InvalidFileError: rows are malformed; those of all files are named by file and line, the first MAX_LISTED.
@@ -120,7 +110,7 @@ def read_row_files(folder: Path, spec: DataSpec) -> tuple[RowSet, RowSet | None]
     """
     faults = _Faults()
     train, held_out = (
-        tuple(_read_file(folder, source, spec, faults) for source in spec.sources(given))
+        tuple(_read_file(folder, source, spec, task, faults) for source in spec.sources(given))
         for given in (spec.train, spec.eval)
     )
     faults.raise_if_any(str(folder), hint=_type_hint((*spec.sources(spec.train), *spec.sources(spec.eval))))
@@ -201,10 +191,13 @@ def shared_rows(train: Iterable[Row], held_out: Iterable[Row]) -> tuple[str, ...
     return tuple(row.place for row in held_out if row.content in seen)
 
 
-def _read_file(folder: Path, source: SourceSpec, spec: DataSpec, faults: _Faults) -> RowFile:
+def _read_file(folder: Path, source: SourceSpec, spec: DataSpec, task: str, faults: _Faults) -> RowFile:
     state, rows, found = hashlib.sha256(), [], faults.count
     for place, data in read_records(folder, source, state):
-        outcome = [data] if isinstance(data, str) else read_row(data, place, source, train_on=spec.train_on)
+        if isinstance(data, str):
+            outcome: Row | list[str] = [data]
+        else:
+            outcome = read_row(data, place, source, train_on=spec.train_on, task=task, labels=spec.labels)
         if isinstance(outcome, Row):
             rows.append(outcome)
         else:
@@ -215,8 +208,16 @@ def _read_file(folder: Path, source: SourceSpec, spec: DataSpec, faults: _Faults
     return RowFile(name=source.path, digest=Digest(state.hexdigest()), rows=tuple(rows), weight=source.weight)
 
 
-def read_row(data: Mapping[str, object], place: str, source: SourceSpec, *, train_on: str) -> Row | list[str]:
-    """Return the row of one record, or what is wrong with it."""
+def read_row(
+    data: Mapping[str, object],
+    place: str,
+    source: SourceSpec,
+    *,
+    train_on: str,
+    task: str = "CAUSAL_LM",
+    labels: Sequence[str] | None = None,
+) -> Row | list[str]:
+    """Return a task's row of one record, or what is wrong with it. labels: the recipe's, where it names them."""
     if source.columns:
         missing = [column for column in source.columns.values() if column not in data]
         if missing:
@@ -225,16 +226,22 @@ def read_row(data: Mapping[str, object], place: str, source: SourceSpec, *, trai
         renamed = {ours: data[theirs] for ours, theirs in source.columns.items()}
         data = {**{name: value for name, value in data.items() if name not in taken}, **renamed}
     if source.template:
-        return _fill_template(source.template, data, place)
-    shape, faults = _shape(data, source.format or "auto")
+        filled = _fill_template(source.template, data, place)
+        if task != "SEQ_CLS" or not isinstance(filled, Row):
+            return filled
+        data = {**data, "text": filled.text}
+    data = with_our_names(data, task)
+    shape, faults = _shape(data, source.format or "auto", task)
     if not shape:
         return faults
+    if shape in READERS:
+        return READERS[shape](data, place, labels)
     if shape in ("messages", "sharegpt"):
         return _read_messages(data, shape, place, train_on)
     texts = {column: data[column] for column in SHAPES[shape]}
     texts |= {name: data[name] for name in OPTIONAL_COLUMNS.get(shape, ()) if data.get(name) is not None}
     for column, value in texts.items():
-        faults += _text_faults(value, column, empty=column in ("prompt", "input", "system"))
+        faults += text_faults(value, column, empty=column in ("prompt", "input", "system"))
     if shape == "alpaca" and data.get("history"):
         faults.append("history: is not read; write the turns as messages")
     if faults:
@@ -266,7 +273,7 @@ def _fill_template(template: Mapping[str, str], data: Mapping[str, object], plac
             if column not in data:
                 faults[f"has no {column!r} (data.template); its columns: {_shown_keys(data)}"] = None
             elif isinstance(value, str):
-                faults |= dict.fromkeys(_text_faults(value, column, empty=True))
+                faults |= dict.fromkeys(text_faults(value, column, empty=True))
                 pieces.append(value)
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 pieces.append(repr(value))
@@ -282,23 +289,26 @@ def _fill_template(template: Mapping[str, str], data: Mapping[str, object], plac
     return Row(place=place, prompt=texts.get("prompt", ""), text=texts.get("completion", texts.get("text", "")))
 
 
-def _shape(data: Mapping[str, object], wanted: str) -> tuple[str, list[str]]:
-    """Return which of the shapes a row has, by the recipe or by its columns, and what speaks against it."""
+def _shape(data: Mapping[str, object], wanted: str, task: str) -> tuple[str, list[str]]:
+    """Return which of a task's shapes a row has, by the recipe or by its columns, and what speaks against it."""
     if wanted != "auto":
         missing = [column for column in SHAPES[wanted] if column not in data]
         return ("", [f"has no {column!r} (data.format is {wanted})" for column in missing]) if missing else (wanted, [])
-    found = [shape for shape, columns in SHAPES.items() if all(column in data for column in columns)]
+    shapes = {shape: SHAPES[shape] for shape in TASK_SHAPES[task]}
+    found = [shape for shape, columns in shapes.items() if all(column in data for column in columns)]
     if len(found) == 1:
         return found[0], []
     if found:
         return "", [f"could be {' or '.join(found)}: say which with data.format"]
-    for columns in SHAPES.values():
+    for columns in shapes.values():
         for column in columns:
             if column in data:
                 lacking = next(name for name in columns if name not in data)
-                return "", [f"has {column!r} but no {lacking!r}"]
-    known = ", ".join(" with ".join(repr(column) for column in columns) for columns in SHAPES.values())
-    return "", [f"has none of {known} (data.columns, data.template); its columns: {_shown_keys(data)}"]
+                shown = "" if task == "CAUSAL_LM" else f", which {task} needs; its columns: {_shown_keys(data)}"
+                return "", [f"has {column!r} but no {lacking!r}{shown}"]
+    known = ", ".join(" with ".join(repr(column) for column in columns) for columns in shapes.values())
+    named = "(data.columns, data.template)" if task == "CAUSAL_LM" else f"for {task} (data.columns)"
+    return "", [f"has none of {known} {named}; its columns: {_shown_keys(data)}"]
 
 
 def _shown_keys(data: Mapping[str, object]) -> str:
@@ -313,7 +323,7 @@ def _read_messages(data: Mapping[str, object], shape: str, place: str, train_on:
     turns: list[Message] = []
     system = data.get("system") if shape == "sharegpt" else None
     if system is not None:
-        faults += _text_faults(system, "system", empty=True)
+        faults += text_faults(system, "system", empty=True)
         turns += [Message(role="system", content=system)] if isinstance(system, str) and system.strip() else []
     # Data sets mix the two names of the column with the two ways to write a turn.
     names = ("from", "value") if any(isinstance(item, Mapping) and "from" in item for item in value) else None
@@ -332,21 +342,8 @@ def _read_messages(data: Mapping[str, object], shape: str, place: str, train_on:
         other = [key for key in item if key not in (speaker, says) and item[key] is not None]
         faults += [f"{place_of}.{key}: is not read yet; remove it" for key in other]
         role = known.get(role, "") if isinstance(role, str) else ""
-        faults += _text_faults(content, f"{place_of}.{says}", empty=role != "assistant")
+        faults += text_faults(content, f"{place_of}.{says}", empty=role != "assistant")
         turns.append(Message(role=role, content=str(content)))
     if not faults and train_on == "assistant" and all(turn.role != "assistant" for turn in turns):
         faults.append(f"{column}: no turn of the assistant to learn from")
     return faults or Row(place=place, messages=tuple(turns))
-
-
-def _text_faults(value: object, name: str, *, empty: bool) -> list[str]:
-    if not isinstance(value, str):
-        return [f"{name}: expected text, found {kind_of(value)}"]
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return [f"{name}: holds half of a surrogate pair, which is no character"]
-    if not empty and not value.strip():
-        return [f"{name}: is empty"]
-    return []

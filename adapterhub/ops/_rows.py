@@ -20,7 +20,7 @@ def read_rows(folder: Path, recipe: Recipe) -> tuple[tuple[Row, ...], tuple[Row,
     """
     from adapterhub.engine.rows import choose_rows, read_row_files
 
-    train_set, eval_set = read_row_files(folder, recipe.data)
+    train_set, eval_set = read_row_files(folder, recipe.data, task=recipe.task)
     train, held_out = choose_rows(train_set, eval_set, recipe.data, recipe.training.seed)
     if recipe.evaluation.max_rows is not None:
         held_out = held_out[: recipe.evaluation.max_rows]

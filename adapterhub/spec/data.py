@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TypedDict
 
-from adapterhub.spec._decode import Reader, kind_of, suggest
+from adapterhub.spec._decode import Reader, kind_of, repeated, suggest
 from adapterhub.spec.digest import check_relative_path
 
 FILE_TYPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -24,7 +24,8 @@ FILE_TYPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 SAMPLE_BY = ("paragraph", "line", "document")
-# What a row looks like, by the columns it must have (those of TRL's dataset formats, of ShareGPT and of Alpaca).
+# What a row looks like, by the columns it must have (those of TRL's dataset formats, of ShareGPT and of Alpaca; for
+# classes, tags, spans and pairs those of the data sets library's GLUE, CoNLL-2003, SQuAD and sentence-transformers').
 SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "messages": ("messages",),
@@ -32,16 +33,49 @@ SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "prompt_completion": ("prompt", "completion"),
         "alpaca": ("instruction", "output"),
         "text": ("text",),
+        "classification": ("text", "label"),
+        "token_tags": ("tokens", "tags"),
+        "squad": ("question", "context", "answers"),
+        "pairs": ("anchor", "positive"),
     }
 )
 OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"sharegpt": ("system",), "alpaca": ("input", "system")}
+    {
+        "sharegpt": ("system",),
+        "alpaca": ("input", "system"),
+        "classification": ("text_pair",),
+        "pairs": ("negative", "score"),
+    }
 )
+# The shapes of each task's rows: `format: auto` looks for these alone, so that no classes are taken for plain text.
+TASK_SHAPES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "CAUSAL_LM": ("messages", "sharegpt", "prompt_completion", "alpaca", "text"),
+        "SEQ_CLS": ("classification",),
+        "TOKEN_CLS": ("token_tags",),
+        "SEQ_2_SEQ_LM": ("prompt_completion",),
+        "QUESTION_ANS": ("squad",),
+        "FEATURE_EXTRACTION": ("pairs",),
+    }
+)
+# Names that well-known data sets have for our columns; they count where our own name is not there.
+OTHER_NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "SEQ_CLS": {"text": ("sentence", "sentence1", "premise"), "text_pair": ("sentence2", "hypothesis")},
+        "TOKEN_CLS": {"tokens": ("words",), "tags": ("ner_tags", "pos_tags")},
+        "SEQ_2_SEQ_LM": {"prompt": ("source",), "completion": ("target",)},
+        "FEATURE_EXTRACTION": {"anchor": ("query", "sentence1"), "positive": ("sentence2",)},
+    }
+)
+LABELLED_TASKS = ("SEQ_CLS", "TOKEN_CLS")
 DATA_FORMATS = ("auto", *SHAPES)
 TRAIN_ON = ("assistant", "all")
 # What a template of several texts may be made of; the last one is what is learned.
 TEMPLATE_PARTS: tuple[tuple[str, ...], ...] = (("prompt", "completion"), ("system", "user", "assistant"))
-_COLUMNS = tuple(dict.fromkeys(name for table in (SHAPES, OPTIONAL_COLUMNS) for row in table.values() for name in row))
+# The templates of a task; other tasks' rows have columns that no text can stand for.
+_TASK_TEMPLATES: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {"CAUSAL_LM": (("text",), *TEMPLATE_PARTS), "SEQ_2_SEQ_LM": TEMPLATE_PARTS[:1], "SEQ_CLS": (("text",),)}
+)
 NO_COLUMN = "names no {column}, so that every row would teach the same"
 _MAX_NAME = 256
 _MAX_TEMPLATE = 4096
@@ -98,7 +132,7 @@ class SourceSpec:
         return self.type or next((name for name, ends in FILE_TYPES.items() if suffix in ends), "jsonl")
 
     @classmethod
-    def read(cls, r: Reader, *, weighted: bool) -> SourceSpec:
+    def read(cls, r: Reader, *, weighted: bool, task: str = "CAUSAL_LM") -> SourceSpec:
         """Read the mapping of one source; `weighted`: it is for training."""
         if "dataset" in r:
             r.fault("dataset", "is not read yet: save it as JSONL (Dataset.to_json) and name that file as path")
@@ -107,7 +141,7 @@ class SourceSpec:
             type=r.string("type", choices=FILE_TYPES) if "type" in r else None,
             sample_by=r.string("sample_by", SAMPLE_BY[0], choices=SAMPLE_BY),
             weight=r.number("weight", 1.0, minimum=0.0, maximum=1000.0) if weighted else 1.0,
-            **_row_keys(r),
+            **_row_keys(r, task),
         )
         if r.clean and value.weight == 0:
             r.fault("weight", "must be above 0; leave the source out to train on none of it")
@@ -135,6 +169,7 @@ class DataSpec:
     eval file is given, 0 for none; split_seed: which ones, training.seed where None. format: what a row looks like;
     `auto` reads its columns. columns, template: as of SourceSpec, for all that say nothing of their own. train_on:
     which tokens carry labels, the assistant's (its turn's end included) or all. max_length: tokens a row is cut at.
+    labels: what a classifier tells apart, in the order of its head; None for what the rows have.
     """
 
     train: str | tuple[SourceSpec, ...]
@@ -146,14 +181,15 @@ class DataSpec:
     template: Mapping[str, str] | None = None
     train_on: str = "assistant"
     max_length: int = 1024
+    labels: tuple[str, ...] | None = None
 
     @classmethod
-    def read(cls, r: Reader) -> DataSpec:
-        """Read the mapping of a recipe."""
-        shared = _row_keys(r)
+    def read(cls, r: Reader, task: str = "CAUSAL_LM") -> DataSpec:
+        """Read the mapping of a recipe for a task; one that is not known may have rows of any."""
+        shared = _row_keys(r, task)
         value = cls(
-            train=_read_sources(r, "train", weighted=True),
-            eval=None if r.raw("eval", None) is None else _read_sources(r, "eval", weighted=False),
+            train=_read_sources(r, "train", weighted=True, task=task),
+            eval=None if r.raw("eval", None) is None else _read_sources(r, "eval", weighted=False, task=task),
             eval_split=r.number("eval_split", 0.1, minimum=0.0, maximum=0.9),
             split_seed=r.optional_integer("split_seed", maximum=2**32 - 1),
             format=shared["format"] or "auto",
@@ -161,18 +197,23 @@ class DataSpec:
             template=shared["template"],
             train_on=r.string("train_on", "assistant", choices=TRAIN_ON),
             max_length=r.integer("max_length", 1024, minimum=8, maximum=1 << 20),
+            labels=_read_labels(r, task),
         )
         if "eval_split" in r and value.eval is not None:
             r.fault("eval_split", "is for when data.eval is not given; leave one of the two out")
         if r.clean and value.split_seed is not None and value.eval is not None:
             r.fault("split_seed", "is for when data.eval is not given; leave one of the two out")
+        if r.clean and value.train_on != "assistant" and task in TASK_SHAPES and task != "CAUSAL_LM":
+            r.fault("train_on", f"is for CAUSAL_LM; the task is {task}")
         if r.clean:
-            value._check_columns(r)
+            value._check_columns(r, task)
         r.finish()
         return value
 
-    def _check_columns(self, r: Reader) -> None:
+    def _check_columns(self, r: Reader, task: str) -> None:
         """Refuse a renaming to a column that nobody reads; one that a template reads may have any name."""
+        shapes = TASK_SHAPES.get(task, tuple(SHAPES))
+        columns_read = {name for shape in shapes for name in (*SHAPES[shape], *OPTIONAL_COLUMNS.get(shape, ()))}
         renamed: dict[str, tuple[Mapping[str, str], set[str]]] = {"columns": (self.columns, set())}
         for key, given in (("train", self.train), ("eval", self.eval)):
             for index, source in enumerate(self.sources(given)):
@@ -183,8 +224,8 @@ class DataSpec:
                     renamed["columns"][1].update(read)
         for where, (columns, read) in renamed.items():
             for name in columns:
-                if name not in read and name not in _COLUMNS:
-                    known = sorted({*read, *_COLUMNS})
+                if name not in read and name not in columns_read:
+                    known = sorted({*read, *columns_read})
                     near = suggest(name, known)
                     tail = f"did you mean {near!r}?" if near else f"known: {', '.join(known)}"
                     r.fault(f"{where}.{name}", f"no column of this name is read; {tail}")
@@ -217,6 +258,7 @@ class DataSpec:
         }
         data |= {"eval_split": self.eval_split} if self.eval is None else {}
         data |= {"split_seed": self.split_seed} if self.split_seed is not None else {}
+        data |= {"labels": list(self.labels)} if self.labels is not None else {}
         return data
 
     @property
@@ -229,6 +271,7 @@ class DataSpec:
             and not self.columns
             and self.template is None
             and self.split_seed is None
+            and self.labels is None
         )
 
 
@@ -246,18 +289,18 @@ def _sources_to_data(given: str | tuple[SourceSpec, ...] | None) -> object:
     return [source.to_data() for source in given] if isinstance(given, tuple) else given
 
 
-def _read_sources(r: Reader, key: str, *, weighted: bool) -> str | tuple[SourceSpec, ...]:
+def _read_sources(r: Reader, key: str, *, weighted: bool, task: str) -> str | tuple[SourceSpec, ...]:
     """Read one path, one mapping, or a list of either."""
     given = r.raw(key)
     if isinstance(given, Mapping):
-        return _plainest((SourceSpec.read(r.below(key, given), weighted=weighted),))
+        return _plainest((SourceSpec.read(r.below(key, given), weighted=weighted, task=task),))
     if not isinstance(given, list | tuple):
         return r.parse(key, check_relative_path)
     found = []
     for index, item in enumerate(given):
         place = f"{key}[{index}]"
         if isinstance(item, Mapping):
-            found.append(SourceSpec.read(r.below(place, item), weighted=weighted))
+            found.append(SourceSpec.read(r.below(place, item), weighted=weighted, task=task))
         elif not isinstance(item, str):
             r.fault(place, f"expected a file, or a mapping with path, found {kind_of(item)}")
         else:
@@ -282,13 +325,36 @@ class _RowKeys(TypedDict):
     template: Mapping[str, str] | None
 
 
-def _row_keys(r: Reader) -> _RowKeys:
+def _row_keys(r: Reader, task: str) -> _RowKeys:
     """Read what a source and the whole part both may say: format, columns, template."""
     form = r.string("format", "auto", choices=DATA_FORMATS) if "format" in r else None
+    shapes = TASK_SHAPES.get(task, tuple(SHAPES))
+    if r.clean and form not in (None, "auto", *shapes):
+        r.fault("format", f"{form!r} is no format of rows for {task}: auto, {', '.join(shapes)}")
     template = _read_template(r)
+    if r.clean and template is not None and task in TASK_SHAPES:
+        groups = _TASK_TEMPLATES.get(task, ())
+        if not any(set(template) <= set(group) for group in groups):
+            known = " or ".join("with ".join(f"{part} " for part in group).strip() for group in groups)
+            r.fault("template", f"for {task} makes {known}" if known else f"is not for {task}: rename with columns")
     if r.clean and template is not None and form is not None:
         r.fault("format", "is for rows without a template; leave one of the two out")
     return {"format": form, "columns": _read_columns(r), "template": template}
+
+
+def _read_labels(r: Reader, task: str) -> tuple[str, ...] | None:
+    if r.raw("labels", None) is None:
+        return None
+    labels = r.strings("labels")
+    if r.clean and task in TASK_SHAPES and task not in LABELLED_TASKS:
+        r.fault("labels", f"is for {' and '.join(LABELLED_TASKS)}; the task is {task}")
+    if r.clean and any(not label.strip() for label in labels):
+        r.fault("labels", "has an empty name")
+    if r.clean and (twice := repeated(labels)):
+        r.fault("labels", f"has {twice[0]!r} twice")
+    if r.clean and len(labels) < 2:
+        r.fault("labels", "needs at least two: there is nothing to tell apart")
+    return labels
 
 
 def _read_columns(r: Reader) -> Mapping[str, str] | None:

@@ -83,6 +83,7 @@ class Recipe:
     def _read(cls, r: Reader) -> Recipe:
         r.authored_version("recipe_version", supported=RECIPE_VERSION)
         rows = r.mapping("data", optional=False)
+        task = r.string("task", "CAUSAL_LM", max_length=64)
         base = r.parse("base_model", parse_base)
         base_id, base_revision = base if isinstance(base, tuple) else ("", None)
         value = cls(
@@ -97,8 +98,8 @@ class Recipe:
             base_revision=base_revision,
             method=r.string("method", "lora", max_length=64),
             hyperparameters=_hyperparameters(r),
-            task=r.string("task", "CAUSAL_LM", max_length=64),
-            data=DataSpec.read(rows) if rows else DataSpec(train="?"),
+            task=task,
+            data=DataSpec.read(rows, task) if rows else DataSpec(train="?"),
             training=TrainingSpec.read(r.mapping("training")),
             quantization=Quantization.read(r.mapping("quantization")),
             evaluation=EvaluationSpec.read(r.mapping("evaluation")),
