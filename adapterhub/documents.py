@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from adapterhub.spec.project import Project
     from adapterhub.spec.provenance import Provenance
     from adapterhub.spec.recipe import Recipe
+    from adapterhub.spec.recipe_lock import RecipeLock
 
 # The types of the documents are imported where one is read: a command that reads a lockfile needs no recipe.
 
@@ -310,6 +311,7 @@ def read_document(path: Path) -> tuple[str, object, Callable[[object], object]]:
     from adapterhub.spec.project import Project
     from adapterhub.spec.provenance import Provenance
     from adapterhub.spec.recipe import Recipe
+    from adapterhub.spec.recipe_lock import RecipeLock
 
     data = read_yaml(path) if path.suffix in (".yaml", ".yml") else read_json(path)
     kinds: dict[str, tuple[str, Callable[[object], object]]] = {
@@ -319,6 +321,7 @@ def read_document(path: Path) -> tuple[str, object, Callable[[object], object]]:
         "manifest_version": ("manifest", lambda data: Manifest.from_data(data, where=str(path))),
         "index_version": ("index", lambda data: AdapterIndex.from_data(data, where=str(path))),
         "provenance_version": ("provenance", lambda data: Provenance.from_data(data, where=str(path))),
+        "recipe_lock_version": ("recipe-lock", lambda data: RecipeLock.from_data(data, where=str(path))),
     }
     for key, (kind, decode) in kinds.items():
         if isinstance(data, Mapping) and key in data:
@@ -345,6 +348,26 @@ def write_lockfile(folder: Path, lock: Lockfile) -> None:
     from adapterhub.spec.lockfile import LOCK_FILE
 
     path, data = folder / LOCK_FILE, lock.canonical_bytes()
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)
+
+
+def read_recipe_lock(path: Path) -> RecipeLock | None:
+    """Read a recipe's lock; None where there is none.
+
+    Raises:
+        InvalidFileError: every fault found.
+    """
+    from adapterhub.spec.recipe_lock import RecipeLock
+
+    if not path.exists():
+        return None
+    return RecipeLock.from_data(read_json(path, limit=MAX_DOCUMENT_BYTES), where=str(path))
+
+
+def write_recipe_lock(path: Path, lock: RecipeLock) -> None:
+    """Write a recipe's lock, atomically; unchanged bytes are not written again."""
+    data = lock.canonical_bytes()
     if not path.is_file() or path.read_bytes() != data:
         write_atomic(path, data)
 

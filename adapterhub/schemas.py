@@ -12,7 +12,7 @@ from adapterhub.errors import ExitCode, UsageError
 from adapterhub.spec._decode import suggest
 from adapterhub.spec.report import Finding, Severity
 
-SCHEMAS = ("manifest", "provenance", "recipe", "project", "lockfile", "index")
+SCHEMAS = ("manifest", "provenance", "recipe", "project", "lockfile", "index", "recipe-lock")
 CODE = "ADP501"
 
 

@@ -21,6 +21,7 @@ from adapterhub.spec.manifest import Manifest
 from adapterhub.spec.project import Project
 from adapterhub.spec.provenance import Provenance
 from adapterhub.spec.recipe import Recipe
+from adapterhub.spec.recipe_lock import RecipeLock
 
 FORMAT = Path(__file__).parent.parent / "docs" / "format.md"
 DECODERS: dict[str, Callable[[object], Any]] = {
@@ -30,6 +31,7 @@ DECODERS: dict[str, Callable[[object], Any]] = {
     "project": Project.from_data,
     "lockfile": Lockfile.from_data,
     "index": AdapterIndex.from_data,
+    "recipe-lock": RecipeLock.from_data,
 }
 # Rules that a JSON Schema cannot say; the decoder alone refuses on their account.
 CROSS_FIELD = re.compile(

@@ -161,6 +161,7 @@ VERSION_KEYS: Mapping[str, str] = MappingProxyType(
         "manifest": "manifest_version",
         "provenance": "provenance_version",
         "index": "index_version",
+        "recipe-lock": "recipe_lock_version",
     }
 )
 # One for each kind that has steps and is not FIXED; a test holds the two together.

@@ -27,6 +27,7 @@ from adapterhub.spec.manifest import Manifest
 from adapterhub.spec.project import Project
 from adapterhub.spec.provenance import Provenance
 from adapterhub.spec.recipe import Recipe
+from adapterhub.spec.recipe_lock import RecipeLock
 from adapterhub.store import StoredPackage
 from adapterhub.weights.header import parse_header
 
@@ -132,6 +133,7 @@ TARGETS: dict[str, Target] = {
         Target(name="recipe", syntax="yaml", run=_document(parse_yaml, Recipe.from_data)),
         Target(name="project", syntax="yaml", run=_document(parse_yaml, Project.from_data)),
         Target(name="lockfile", syntax="json", run=_document(parse_json, Lockfile.from_data)),
+        Target(name="recipe-lock", syntax="json", run=_document(parse_json, RecipeLock.from_data)),
         Target(name="index", syntax="json", run=_document(parse_json, AdapterIndex.from_data)),
         Target(name="provenance", syntax="json", run=_document(parse_json, Provenance.from_data)),
         Target(

@@ -24,6 +24,7 @@ from adapterhub.spec.migrations import MIGRATIONS, migrated, steps_from
 from adapterhub.spec.project import Project
 from adapterhub.spec.provenance import Provenance
 from adapterhub.spec.recipe import Recipe
+from adapterhub.spec.recipe_lock import RecipeLock
 from adapterhub.store import StoredPackage
 
 SOURCE = Path(__file__).parents[2] / "adapterhub"
@@ -45,6 +46,7 @@ FORMATS = (
     Format("spec.lockfile.LOCK_VERSION", "lock_version", "lockfile-{}.json", Lockfile.from_data),
     Format("spec.manifest.MANIFEST_VERSION", "manifest_version", "manifest-{}.json", Manifest.from_data),
     Format("spec.provenance.PROVENANCE_VERSION", "provenance_version", "provenance-{}.json", Provenance.from_data),
+    Format("spec.recipe_lock.RECIPE_LOCK_VERSION", "recipe_lock_version", "recipe-lock-{}.json", RecipeLock.from_data),
     Format("spec.index.INDEX_VERSION", "index_version", "index-{}.json", AdapterIndex.from_data),
     Format(
         "store.content.REF_VERSION",
