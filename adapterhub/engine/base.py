@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from adapterhub.algebra.delta import Truncation
     from adapterhub.bases import BaseRecord
+    from adapterhub.spec.quantization import Quantization
 
 # What stands between a body and its head in some architectures and is left out of checkpoints that were saved without.
 _POOLERS = ("pooler", "pre_classifier")
@@ -36,7 +37,8 @@ DEVICE_WORDS = ("auto", "cpu", "cuda", "mps")
 class LoadedBase:
     """A base model ready to compute: frozen weights in `dtype` on `device`, in eval mode, and its tokenizer.
 
-    truncation: what a stack that was folded in lost by a limit of its rank; None where nothing was cut.
+    truncation: what a stack that was folded in lost by a limit of its rank; None where nothing was cut. quantization:
+    how its linear weights are packed, None where they are not; `dtype` is then that of the others.
     """
 
     model: PreTrainedModel
@@ -44,6 +46,7 @@ class LoadedBase:
     device: torch.device
     dtype: torch.dtype
     truncation: Truncation | None = None
+    quantization: Quantization | None = None
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -122,7 +125,7 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("accelerate", "peft", "huggingface_hub"):
+    for name in ("accelerate", "bitsandbytes", "peft", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -142,19 +145,24 @@ def load_base(
     task: str = "CAUSAL_LM",
     labels: Sequence[str] = (),
     seed: int | None = None,
+    quantization: Quantization | None = None,
 ) -> LoadedBase:
     """Load a base model for a task, and its tokenizer, from the folder a base record points to; opens no connection.
 
     Only safetensors are read and no code of the model's repository runs. A head that the checkpoint lacks is made anew
-    by `seed`; labels: the names that a classifier's head tells apart, in their order.
+    by `seed`; labels: the names that a classifier's head tells apart, in their order. quantization: what linear weights
+    are packed as while they are read; 4-bit products are computed in its compute dtype, else in `dtype`.
 
     Raises:
         UnsatisfiedError: the folder is gone, or the weights do not fit in the device's memory.
         IntegrityError: the checkpoint lacks weights that the model needs. InvalidFileError: it cannot be read.
-        IncompatibleError: transformers does not know the architecture.
+        IncompatibleError: transformers does not know the architecture, or nothing of it could be packed.
+        UsageError: what is stored quantized is to be quantized.
     """
     import torch
     import transformers
+
+    from adapterhub.engine import quantized
 
     row = task_named(task)
     auto_class = getattr(transformers, row.auto_class)
@@ -162,8 +170,6 @@ def load_base(
     if row.labels:
         named = {"num_labels": len(labels), "id2label": dict(enumerate(labels))}
         named["label2id"] = {label: index for index, label in enumerate(labels)}
-    if seed is not None:
-        torch.manual_seed(seed)
     quiet_libraries()
     if not record.path.is_dir():
         raise UnsatisfiedError(
@@ -171,24 +177,28 @@ def load_base(
             where=str(record.path),
             hint=f"adapt base add {record.ref.id} --from …",
         )
-    _refuse_remote_code(record)
-    try:
+    config = _read_config(record)
+    quantized.refuse_twice(config.get("quantization_config"), quantization, str(record.path))
+    packed_as = quantized.stored_quantization(config) if quantization is None else quantization
+    if packed_as is not None:
+        packed_as = packed_as.computing_in(str(dtype).removeprefix("torch."))
+    options: dict[str, Any] = {**named, "dtype": dtype}
+    # Packed weights go where the map says; without one they would go to a GPU.
+    options["device_map"] = None if device.type == "cpu" and packed_as is None else {"": device}
+    with _loading(record, device):
+        if quantization is not None and packed_as is not None:
+            heads = (*row.head_modules, *_POOLERS)
+            options |= quantized.loading_options(record.path, auto_class, packed_as, named, heads)
+        if seed is not None:
+            torch.manual_seed(seed)
         model, info = auto_class.from_pretrained(
             str(record.path),
-            **named,
-            dtype=dtype,
+            **options,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            device_map=None if device.type == "cpu" else {"": device},
         )
-    except torch.OutOfMemoryError as error:
-        raise UnsatisfiedError(
-            f"base model {record.ref.id} does not fit in the memory of {device}", hint="--device cpu"
-        ) from error
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise _cannot_load(record, error) from error
     lacking = sorted(info["missing_keys"]) + sorted(str(item[0]) for item in info["mismatched_keys"])
     missing = [name for name in lacking if not is_new_head(name, row)]
     if missing:
@@ -200,7 +210,25 @@ def load_base(
         )
     model.requires_grad_(False)
     model.eval()
-    return LoadedBase(model=model, tokenizer=load_tokenizer(record), device=device, dtype=dtype)
+    if packed_as is not None:
+        quantized.settle(model, packed_as)
+    tokenizer = load_tokenizer(record)
+    return LoadedBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype, quantization=packed_as)
+
+
+@contextmanager
+def _loading(record: BaseRecord, device: torch.device) -> Iterator[None]:
+    """Turn what transformers raises for a folder it cannot load into our errors."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UnsatisfiedError(
+            f"base model {record.ref.id} does not fit in the memory of {device}", hint="--device cpu"
+        ) from error
+    except (OSError, KeyError, ValueError, RuntimeError, ImportError) as error:
+        raise _cannot_load(record, error) from error
 
 
 def is_new_head(name: str, task: Task) -> bool:
@@ -223,8 +251,8 @@ def load_tokenizer(record: BaseRecord) -> PreTrainedTokenizerBase:
         raise InvalidFileError(f"no tokenizer can be loaded: {_first_line(error)}", where=str(record.path)) from error
 
 
-def _refuse_remote_code(record: BaseRecord) -> None:
-    """Refuse a config that names Python code to import, before transformers asks a question on the terminal."""
+def _read_config(record: BaseRecord) -> dict[str, Any]:
+    """Return config.json; one that names Python code to import is refused before transformers asks on the terminal."""
     try:
         config = json.loads((record.path / "config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -234,11 +262,12 @@ def _refuse_remote_code(record: BaseRecord) -> None:
             f"base model {record.ref.id} needs code from its own repository, which adapterhub never runs",
             where=str(record.path / "config.json"),
         )
+    return config
 
 
 def _cannot_load(record: BaseRecord, error: Exception) -> AdapterHubError:
     message = f"base model {record.ref.id} cannot be loaded: {_first_line(error)}"
-    known = isinstance(error, KeyError | ValueError)
+    known = isinstance(error, KeyError | ValueError | ImportError)
     kind = IncompatibleError if known else InvalidFileError
     return kind(message, where=str(record.path))
 

@@ -1,6 +1,7 @@
 """A stack written into the base model's weights in memory, so that any number of adapters costs what the base costs.
 
-Every weight is changed once: W is widened to float32, the concatenated factors of all adapters are added, and the sum
+Weights that are packed in 4 or 8 bits keep what they are, and the stack stands beside them as one LoRA. Every other
+weight is changed once: W is widened to float32, the concatenated factors of all adapters are added, and the sum
 is rounded to the weight's dtype. Adding adapters one after another in bfloat16 would lose most of a small change.
 """
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.algebra.delta import LowRank, StackDelta, Truncation, WholeTensor
+from adapterhub.engine.quantized import is_packed, put_beside, quantized_with
 from adapterhub.errors import IncompatibleError
 from adapterhub.weights import load_array
 
@@ -40,19 +42,19 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> Truncation | None:
     None where nothing was cut.
 
     Raises:
-        IncompatibleError: the model is quantized, lacks a module that an adapter changes, or has it in another shape;
-            `details` names each. A factor or a changed weight is not finite.
+        IncompatibleError: the model is quantized by another library than bitsandbytes, lacks a module that an adapter
+            changes, or has it in another shape; `details` names each. A factor or a changed weight is not finite.
     """
     import torch
 
     if not delta.modules and not delta.whole:
         return None
     labels = ", ".join(source.label for source in delta.sources)
-    if getattr(model, "is_quantized", False):
+    if (library := quantized_with(model.config)) not in (None, "bitsandbytes"):
         raise IncompatibleError(
-            "adapters cannot be folded into a quantized base model yet",
+            f"adapters cannot be put on a base model that is quantized with {library}",
             where=labels,
-            hint="use the original 16-bit base model: --base NAME",
+            hint="use the original 16-bit base model: --base NAME, with --load-in-4bit",
         )
     faults: list[str] = []
     targets = {name: _target_of(model, name, change.shape, faults) for name, change in delta.modules.items()}
@@ -70,8 +72,11 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> Truncation | None:
             _replace(model, saved[name], whole)
         truncation = None
         for name, change in delta.modules.items():
-            low = change.load()
-            _add(model, targets[name], low)
+            low, target = change.load(), targets[name]
+            if target is not None and is_packed(target.module):
+                put_beside(target.module, low, model.dtype, target.name)
+            else:
+                _add(model, target, low)
             if low.truncation is not None:
                 truncation = low.truncation + (truncation or Truncation())
     return truncation
@@ -92,6 +97,8 @@ def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults
         return None
     transposed = isinstance(module, Conv1D)
     here = tuple(module.weight.shape[::-1] if transposed else module.weight.shape)
+    if is_packed(module) and isinstance(module, nn.Linear):
+        here = (module.out_features, module.in_features)  # Conv1D's are packed as a Linear's are
     if here != shape:
         faults.append(f"{name}: the adapter changes a {list(shape)} matrix, the base's is {list(here)}")
     return _Target(name=name, module=module, transposed=transposed)
@@ -105,7 +112,9 @@ def _saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str])
     if found is None or current is None:
         faults.append(f"{whole.name}: {whole.label} saved it whole, {type(model).__name__} has none")
         return None
-    if tuple(current.shape) != whole.tensor.shape:
+    if is_packed(found[1]) and parameter == "weight":
+        faults.append(f"{whole.name}: {whole.label} saved it whole, and the base's is packed in few bits")
+    elif tuple(current.shape) != whole.tensor.shape:
         faults.append(
             f"{whole.name}: {whole.label} has {list(whole.tensor.shape)}, the base {list(current.shape)} "
             "(vocabulary resized?)"

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.catalog.hyperparameters import BOOKKEEPING
 from adapterhub.catalog.methods import Method, method_of_config
+from adapterhub.catalog.own_methods import OWN_TYPES
+from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.engine.adapters import first_line
 from adapterhub.engine.base import without_future_warnings
+from adapterhub.engine.quantized import bits_of
 from adapterhub.errors import IncompatibleError
 from adapterhub.package import is_default
 from adapterhub.spec._decode import Frozen, thaw
@@ -70,16 +73,19 @@ def other_method(layers: Sequence[tuple[Package, float]], rule: Rule | None = No
 def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrainedModel | PeftModel:
     """Return a model with an adapter in its weights, or, for a trained prompt, PEFT's model with the prompt before it.
 
+    Over a base with packed weights it is PEFT's model whatever the method: those weights cannot take the change.
+
     Raises:
         IncompatibleError: the adapter does not fit the base (`details` names each tensor), sets what is not known here,
-            or is not finite.
+            is not finite, or is of a method that packed weights cannot carry.
     """
     import torch
     from peft import PeftModelForCausalLM, set_peft_model_state_dict
     from safetensors.torch import load_file
 
     label = f"{package.manifest.name}@{package.manifest.version}"
-    config = _config(package, method, [name for name, _ in model.named_modules()])
+    if (bits := bits_of(model)) is not None and (fault := why_not_over(bits, method.name, {})) is not None:
+        raise IncompatibleError(fault[1], where=label, hint="load the base in 16 or 32 bits")
     state = load_file(package.path / WEIGHTS_FILE)
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
@@ -88,6 +94,11 @@ def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrain
             where=f"{label}: {broken[0]}",
             hint="build the adapter again, or ask its author",
         )
+    if method.peft_type in OWN_TYPES:
+        from adapterhub.engine.methods import own
+
+        return own.put_on(model, package.config, state, method=method, task=TASK, where=label)
+    config = _config(package, method, [name for name, _ in model.named_modules()])
     _refuse_claims(package.config, state, method, label)
     try:
         with without_future_warnings():
@@ -96,7 +107,9 @@ def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrain
         set_peft_model_state_dict(adapted, state)
     except (ValueError, TypeError, RuntimeError, KeyError, AssertionError) as error:
         raise _unfit(label, (first_line(error),)) from error
-    return adapted.requires_grad_(False).eval() if not method.foldable else _merged(adapted, label)
+    if bits is not None or not method.foldable:
+        return adapted.requires_grad_(False).eval()
+    return _merged(adapted, label)
 
 
 def _merged(adapted: PeftModel, label: str) -> PreTrainedModel:

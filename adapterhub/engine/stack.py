@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adapterhub.bases import BaseRecord
     from adapterhub.catalog.combinations import Rule
     from adapterhub.package import Package
+    from adapterhub.spec.quantization import Quantization
 
 
 def load_stack(
@@ -30,12 +31,14 @@ def load_stack(
     device: str | None = None,
     dtype: str = "auto",
     threads: int | None = None,
+    quantization: Quantization | None = None,
 ) -> LoadedBase:
     """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
 
     One adapter of another method than LoRA is merged by PEFT; a trained prompt stays before the model, as PEFT's.
     `rule` says how the adapters become one: by default as their exact sum. `tokenizer` is the folder of an adapter
-    whose own replaces the base's.
+    whose own replaces the base's. `quantization`: what the base is packed as; beside packed weights the stack stands as
+    one LoRA, and an adapter of another method as PEFT has it.
 
     Raises:
         IncompatibleError: an adapter does not fit the base, or the adapters not each other. What `load_base`,
@@ -46,7 +49,7 @@ def load_stack(
     delta = combine(layers, rule) if layers and other is None else None
     set_threads(threads)
     place = choose_device(device)
-    loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place))
+    loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place), quantization=quantization)
     if other is not None:
         loaded = replace(loaded, model=put_on(loaded.model, layers[0][0], other))
     elif delta is not None:

@@ -52,6 +52,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
             task=recipe.task,
             labels=plan.labels,
             seed=recipe.training.seed,
+            quantization=recipe.quantization,
         )
     filler = pad_id(base.tokenizer)
 

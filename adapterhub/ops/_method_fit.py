@@ -25,6 +25,7 @@ def fit_method(
         InvalidFileError: settings contradict each other.
     """
     _refuse_contradictions(shape, recipe, hyperparameters, where)
+    _refuse_packed_whole(shape, recipe, hyperparameters, where)
     method, where = method_named(recipe.method), f"{where}: hyperparameters"
     if method.peft_type == "LORA":
         adapter = adapter_shape(shape, hyperparameters, where=where)
@@ -65,6 +66,22 @@ def _refuse_contradictions(shape: BaseShape, recipe: Recipe, hyperparameters: Ma
         raise IncompatibleError(
             f"leaves no room for text in the {shape.context} positions of the base",
             where=f"{where}: hyperparameters.num_virtual_tokens",
+        )
+
+
+def _refuse_packed_whole(shape: BaseShape, recipe: Recipe, hyperparameters: Mapping[str, Frozen], where: str) -> None:
+    """Refuse to train modules whole whose weights are packed in few bits."""
+    wanted = hyperparameters.get("modules_to_save")
+    if recipe.quantization is None or not isinstance(wanted, tuple):
+        return
+    skipped = recipe.quantization.llm_int8_skip_modules
+    kept = [name for name in shape.linear if any(name.endswith(end) or name.startswith(f"{end}.") for end in skipped)]
+    packed = [str(name) for name in wanted if any(path.endswith(str(name)) for path in set(shape.linear) - set(kept))]
+    if packed:
+        raise InvalidFileError(
+            f"{', '.join(packed)} cannot be trained whole: packed in {recipe.quantization.bits} bits",
+            where=f"{where}: hyperparameters.modules_to_save",
+            hint=f"quantization.llm_int8_skip_modules: [{', '.join(packed)}]",
         )
 
 

@@ -52,7 +52,8 @@ def write_package(folder: Path, plan: BuildPlan, trained: Trained) -> Manifest:
     Raises:
         LocalIOError: the disk said no.
     """
-    recipe = plan.recipe
+    recipe, packed_as = plan.recipe, plan.recipe.quantization
+    tools = TOOLS if packed_as is None else (*TOOLS, "bitsandbytes")
     manifest = Manifest(
         name=recipe.name,
         version=recipe.version,
@@ -66,13 +67,13 @@ def write_package(folder: Path, plan: BuildPlan, trained: Trained) -> Manifest:
         task=recipe.task,
         hyperparameters=hyperparameters_of(read_config(folder)),
         labels=plan.labels,
-        quantization=recipe.quantization,
+        quantization=None if packed_as is None else packed_as.computing_in(plan.dtype),
         files=hash_payload(folder, payload_names(folder)),
         built_from=Origin(
             recipe=recipe.digest,
             data=plan.data,
             seed=recipe.training.seed,
-            tools=MappingProxyType({"adapterhub": __version__, **{name: version(name) for name in TOOLS}}),
+            tools=MappingProxyType({"adapterhub": __version__, **{name: version(name) for name in tools}}),
         ),
         metrics=MappingProxyType(
             {**trained.metrics, "train_loss": round(trained.loss, 6), "train_steps": float(trained.steps)}

@@ -107,9 +107,7 @@ class Setting:
     def with_quantization(self, quantization: Quantization) -> Setting:
         """Hold the frozen weights in 4 bits."""
         words = ("quantization.load_in_4bit=true", "quantization.bnb_4bit_use_double_quant=true")
-        changed = self._changed("QLoRA", replace(self.recipe, quantization=quantization), *words)
-        # bitsandbytes multiplies in its compute dtype; weights that are not packed are held in 16 bits as well.
-        return changed if self.dtype == "float32" else replace(changed, dtype=quantization.bnb_4bit_compute_dtype)
+        return self._changed("QLoRA", replace(self.recipe, quantization=quantization), *words)
 
     def _changed(self, word: str, recipe: Recipe, *changes: str) -> Setting:
         title = word if not self.changes else f"{self.title}, {word}"

@@ -8,9 +8,11 @@ from pathlib import Path
 from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.method_targets import with_default_modules
 from adapterhub.catalog.methods import check_hyperparameters, method_named, require_buildable
+from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.documents import parse_yaml, read_yaml
-from adapterhub.errors import InvalidFileError, UnsatisfiedError, UsageError
+from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedError, UsageError
+from adapterhub.fingerprints import read_config
 from adapterhub.ops._base_hub import is_at_revision
 from adapterhub.settings import Settings
 from adapterhub.spec._decode import Frozen, kind_of
@@ -67,11 +69,12 @@ def refuse_unsupported(recipe: Recipe, where: str) -> None:
         known = ", ".join(row.name for row in TASKS.values() if row.buildable)
         raise UsageError(f"{task.name} cannot be built yet", where=f"{where}: task", hint=f"buildable: {known}")
     if recipe.quantization is not None:
-        raise UsageError(
-            "training on a quantized base is not supported yet",
-            where=f"{where}: quantization",
-            hint="remove it to train on the 16- or 32-bit base",
-        )
+        bits = recipe.quantization.bits
+        if (fault := why_not_over(bits, recipe.method, recipe.hyperparameters)) is not None:
+            field, reason = fault
+            raise UsageError(
+                reason, where=f"{where}: {field}", hint="remove quantization to train on the 16- or 32-bit base"
+            )
 
 
 def find_base(recipe: Recipe, settings: Settings, *, where: str) -> BaseRecord:
@@ -79,7 +82,7 @@ def find_base(recipe: Recipe, settings: Settings, *, where: str) -> BaseRecord:
 
     Raises:
         UnsatisfiedError: it is not here (MissingBaseError where the Hub may have it), or of another revision.
-        IntegrityError: its folder changed.
+        IntegrityError: its folder changed. IncompatibleError: it is stored quantized.
     """
     record = BaseStore(settings).get(recipe.base_model, revision=recipe.base_revision)
     if recipe.base_revision is not None and not is_at_revision(record, recipe.base_revision):
@@ -90,7 +93,26 @@ def find_base(recipe: Recipe, settings: Settings, *, where: str) -> BaseRecord:
             hint=f"`adapt base remove {recipe.base_model}`, then `adapt base add {recipe.base_model}"
             f"#{recipe.base_revision}`; or write base_model: {recipe.base_model}",
         )
+    if quantized_by(record) is not None:
+        raise IncompatibleError(
+            f"the weights of {record.ref.id} are stored quantized: an adapter is trained on the original, which can be "
+            "quantized as it is loaded",
+            where=f"{where}: base_model",
+            hint="name the 16-bit original, and write quantization: {load_in_4bit: true}",
+        )
     return record
+
+
+def quantized_by(record: BaseRecord) -> str | None:
+    """Return what a base is stored quantized by (`bitsandbytes`, `gptq` …), by its config.json; None where it is not.
+
+    Raises:
+        InvalidFileError: it cannot be read.
+    """
+    found = read_config(record.path).get("quantization_config")
+    if not found:
+        return None
+    return str(found.get("quant_method") or "quantization_config") if isinstance(found, Mapping) else "yes"
 
 
 def fill_hyperparameters(recipe: Recipe, *, model_type: str | None, where: str) -> Mapping[str, Frozen]:

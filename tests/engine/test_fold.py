@@ -247,13 +247,10 @@ def test_dora_over_a_row_of_zeros_is_refused(tmp_path: Path) -> None:
         folded(base, [(adapter, 1.0)])
 
 
-def test_a_quantized_model_is_refused(llama: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
-        str(llama), quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32
-    )
-    with pytest.raises(IncompatibleError, match="quantized"):
+def test_a_model_that_another_library_quantized_is_refused(llama: Path, tmp_path: Path) -> None:
+    model = plain_model(llama)
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(IncompatibleError, match="quantized with gptq"):
         fold(model, concatenate([(open_package(tiny_lora(tmp_path / "a", llama)), 1.0)]))
 
 

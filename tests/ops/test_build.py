@@ -138,7 +138,7 @@ def test_an_override_is_checked_like_the_recipe(tmp_path: Path) -> None:
         ({"method": "lroa"}, "method", "not a method"),
         ({"task": "SEQ_CLS"}, "task", "cannot be built yet"),
         ({"task": "causal_lm"}, "task", "not a task"),
-        ({"quantization": {"load_in_4bit": True}}, "quantization", "not supported yet"),
+        ({"method": "lokr", "quantization": {"load_in_4bit": True}}, "method", "over a 4-bit base"),
         ({"hyperparameters": {"lora_aplha": 3}}, "hyperparameters: lora_aplha", "did you mean 'lora_alpha'"),
         ({"hyperparameters": {"r": 0}}, "hyperparameters: r", "at least 1"),
         ({"data": {"train": "../rows.jsonl"}}, "data.train", "segment"),
