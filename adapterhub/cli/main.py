@@ -72,6 +72,8 @@ COMMANDS: tuple[Row, ...] = (
     Row("init", "adapterhub.cli.init:command", "Make", "Write a recipe for a file of rows."),
     Row("data", "adapterhub.cli.data:command", "Make", "Show the rows a recipe trains on, and what is learned."),
     Row("build", "adapterhub.cli.build:command", "Make", "Train an adapter from a recipe."),
+    Row("sweep", "adapterhub.cli.sweep:command", "Make", "Train a recipe with several values, and compare them."),
+    Row("compare", "adapterhub.cli.compare:command", "Make", "Measure LoRA against QLoRA and full fine-tuning."),
     Row("validate", "adapterhub.cli.validate:command", "Make", "Check that a package is sound and fits its base."),
     Row("pack", "adapterhub.cli.pack:command", "Make", "Write the manifest of a plain PEFT folder."),
     Row("compress", "adapterhub.cli.compress:command", "Make", "Lower an adapter's rank, and report the error."),

@@ -39,8 +39,8 @@ def loss_plot(log: Path, metrics: Mapping[str, float]) -> str | None:
 
 def _svg(train: Sequence[Point], held_out: Sequence[Point]) -> str:
     points = [*train, *held_out]
-    steps = _ticks(0.0, max(x for x, _ in points))
-    losses = _ticks(min(y for _, y in points), max(y for _, y in points))
+    steps = ticks(0.0, max(x for x, _ in points))
+    losses = ticks(min(y for _, y in points), max(y for _, y in points))
     x0, x1, y0, y1 = steps[0], max(x for x, _ in points), losses[0], losses[-1]
 
     def place(point: Point) -> Point:
@@ -61,16 +61,16 @@ def _svg(train: Sequence[Point], held_out: Sequence[Point]) -> str:
     for value in losses:
         y = place((x0, value))[1]
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(_text(_LEFT - 8, y + 4, f"{value:g}", "end"))
-    parts += [_text(place((value, y0))[0], bottom + 18, f"{value:g}") for value in steps if value <= x1]
+        parts.append(svg_text(_LEFT - 8, y + 4, f"{value:g}", "end"))
+    parts += [svg_text(place((value, y0))[0], bottom + 18, f"{value:g}") for value in steps if value <= x1]
     parts.append(f'<path d="M{_LEFT} {_TOP}V{bottom}H{right}" fill="none" stroke="#888"/>')
-    parts += [_text((_LEFT + right) / 2, _HEIGHT - 8, "step"), _text(8, _TOP - 14, "loss of a token", "start")]
+    parts += [svg_text((_LEFT + right) / 2, _HEIGHT - 8, "step"), svg_text(8, _TOP - 14, "loss of a token", "start")]
     parts += [line(train, _TRAIN) if len(train) > 1 else _dot(place(train[0]), _TRAIN)]
-    parts += [_text(right, _TOP - 14, "training", "end", _TRAIN)]
+    parts += [svg_text(right, _TOP - 14, "training", "end", _TRAIN)]
     if held_out:
         parts.append(line(held_out, _HELD_OUT, ' stroke-dasharray="5 4"'))
         parts += [_dot(place(point), _HELD_OUT) for point in held_out]
-        parts.append(_text(right - 70, _TOP - 14, "held-out rows, before and after", "end", _HELD_OUT))
+        parts.append(svg_text(right - 70, _TOP - 14, "held-out rows, before and after", "end", _HELD_OUT))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -78,11 +78,11 @@ def _dot(place: Point, color: str) -> str:
     return f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="4" fill="{color}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", color: str = "#444") -> str:
+def svg_text(x: float, y: float, text: str, anchor: str = "middle", color: str = "#444") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{color}">{text}</text>'
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Return round numbers, evenly apart, that enclose a range (steps of 1, 2 or 5 times a power of ten)."""
     if high <= low:
         high = low + (abs(low) or 1.0)
