@@ -121,15 +121,16 @@ def move_into(source: Path, target: Path) -> bool:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a temporary folder beside `target`; it takes the target's name only when the block ends well.
 
-    An existing non-empty target is refused before anything is written.
+    An existing non-empty target is refused before anything is written; with `replace` it makes way, and is deleted only
+    when the new folder has its name.
 
     Raises:
         LocalIOError: the target exists and is not an empty folder, or the disk said no.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not replace and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise LocalIOError(
             "already exists and is not empty", where=str(target), hint="choose another folder, or remove it"
         )
@@ -141,13 +142,49 @@ def new_folder(target: Path) -> Iterator[Path]:
         yield temporary
         with local_io(target, "create the folder"):
             sync_tree(temporary)
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
+            if replace and target.is_dir():
+                _take_place(temporary, target)
+            else:
+                if target.exists():
+                    target.rmdir()
+                temporary.rename(target)
             sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _take_place(temporary: Path, target: Path) -> None:
+    """Give a folder the name of another, which is deleted then: in one step where the system exchanges names.
+
+    Elsewhere there is a moment in which neither has the name; the old folder then has a hidden one, and gets its own
+    back if the new one cannot take it.
+    """
+    if _exchanged(temporary, target):
+        shutil.rmtree(temporary, ignore_errors=True)
+        return
+    old = temporary.with_suffix(".old")
+    target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two names at once (renameat2 of Linux 3.15 and glibc 2.28); return False where that cannot be done."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    here, exchange = -100, 2  # AT_FDCWD of fcntl.h, RENAME_EXCHANGE of linux/fs.h
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0)
 
 
 def sync_tree(folder: Path, *, but_hard_links: bool = False) -> None:
