@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 from adapterhub.errors import IncompatibleError
 
+# What comes before the first layer, by the parts of its path.
+_BEFORE = re.compile(r"(^|\.)(embed\w*|\w*embeddings?\w*|\w+_embedding|wte|wpe|shared|project_in)(\.|$)")
 # Names of config.json for the width of hidden states.
 _WIDTHS = ("hidden_size", "n_embd", "n_embed", "d_model", "dim")
 
@@ -207,6 +209,32 @@ def places(
             else "leave_out names every layer"
         )
     return found
+
+
+def top_parameters(model_type: str | None, names: Iterable[str], count: int) -> tuple[str, ...]:
+    """Return the parameters of the last layers of every list of layers, and of what comes after: norms, poolers, heads.
+
+    names: all parameters of the model, tied ones once, by the embedding's name.
+
+    Raises:
+        IncompatibleError: the model type has no row, or the model has fewer layers.
+    """
+    listed = tuple(names)
+    kept: list[str] = []
+    lower: list[str] = []
+    for layers in layers_of(model_type):
+        paths = layer_paths(layers, listed)
+        if count > len(paths):
+            raise IncompatibleError(
+                f"the base model has {len(paths)} layers", where="hyperparameters.top_k_layers", hint="train fewer"
+            )
+        lower += paths[: len(paths) - count]
+        kept += paths[len(paths) - count :]
+
+    def is_in(name: str, paths: list[str]) -> bool:
+        return any(name.startswith(f"{path}.") for path in paths)
+
+    return tuple(name for name in listed if is_in(name, kept) or not (is_in(name, lower) or _BEFORE.search(name)))
 
 
 def hidden_width(config: Mapping[str, object]) -> int | None:

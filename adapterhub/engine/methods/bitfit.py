@@ -14,11 +14,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from adapterhub.errors import IncompatibleError
 from adapterhub.spec._decode import Frozen
-from adapterhub.spec.lora import LoraSpec
-
-SUFFIX = "_delta"
+from adapterhub.spec.bitfit import DELTA, choose_biases
 
 
 class _Shifted(nn.Module):
@@ -32,11 +29,15 @@ class _Shifted(nn.Module):
         return (bias.float() + self.delta).to(bias.dtype)
 
 
-def biases(model: PreTrainedModel, targets: Frozen, *, without: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a model's biases that are trained, by name; tied ones once. without: parameters that are trained whole.
+def insert(
+    model: PreTrainedModel, targets: Frozen, *, without: Mapping[str, Any] | None = None
+) -> dict[str, nn.Parameter]:
+    """Add a difference of zero to biases of a model, in place; return the differences by `….bias_delta`.
+
+    Tied biases are one. without: parameters that are trained whole.
 
     Raises:
-        IncompatibleError: the model has none, or none of the modules named.
+        IncompatibleError: the model has no biases, or none of the modules named; nothing is changed then.
     """
     others = {id(parameter) for parameter in (without or {}).values()}
     known = {
@@ -44,60 +45,19 @@ def biases(model: PreTrainedModel, targets: Frozen, *, without: Mapping[str, Any
         for name, parameter in model.named_parameters()
         if name.rpartition(".")[2] == "bias" and parameter.ndim == 1 and id(parameter) not in others
     }
-    if not known:
-        raise no_biases(str(model.config.model_type))
-    if targets is None:
-        return known
-    spec = LoraSpec.from_hyperparameters({"target_modules": targets})
-    found = {name: parameter for name, parameter in known.items() if spec.matches(name.rpartition(".")[0])}
-    unmatched = [
-        name
-        for name in (targets if isinstance(targets, tuple) else ())
-        if not any(_is_of(bias, name) for bias in known)
-    ]
-    if unmatched or not found:
-        raise IncompatibleError(
-            f"no module with a bias is named {', '.join(map(str, unmatched or [targets]))}",
-            where="hyperparameters.target_modules",
-            hint=f"modules with a bias: {', '.join(sorted({name.split('.')[-2] for name in known if '.' in name}))}",
-        )
-    return found
-
-
-def no_biases(kind: str) -> IncompatibleError:
-    """Return the error for a base that has nothing to train."""
-    return IncompatibleError(
-        f"bitfit trains biases, and this base model ({kind}) has none",
-        where="method",
-        hint="take `method: ln_tuning`, which trains the norms, or `method: lora`",
-    )
-
-
-def _is_of(bias: str, module: Frozen) -> bool:
-    path = bias.rpartition(".")[0]
-    return path == module or path.endswith(f".{module}")
-
-
-def insert(
-    model: PreTrainedModel, targets: Frozen, *, without: Mapping[str, Any] | None = None
-) -> dict[str, nn.Parameter]:
-    """Add a difference of zero to the biases of a model, in place; return the differences by `….bias_delta`.
-
-    Raises:
-        As biases; nothing is changed then.
-    """
-    chosen = biases(model, targets, without=without)
+    chosen = choose_biases(known, targets, model=model.config.model_type)
     places: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
             places.setdefault(id(parameter), []).append((module, name))
     found: dict[str, nn.Parameter] = {}
-    for name, bias in chosen.items():
+    for name in chosen:
+        bias = known[name]
         delta = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
         # A bias that two modules share stays shared.
         for module, own in places[id(bias)]:
             parametrize.register_parametrization(module, own, _Shifted(delta))
-        found[name + SUFFIX] = delta
+        found[name + DELTA] = delta
     return found
 
 

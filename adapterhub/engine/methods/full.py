@@ -6,7 +6,6 @@ What comes of it is a model, no adapter: it is saved as a checkpoint, which `ada
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +13,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from adapterhub.catalog.adapter_places import layer_paths, layers_of
+from adapterhub.catalog.adapter_places import top_parameters
 from adapterhub.errors import IncompatibleError
 from adapterhub.spec._decode import Frozen
 
 if TYPE_CHECKING:
     from adapterhub.engine.methods.adapted import AdaptedModel
-
-# What comes before the first layer, by the parts of its path.
-_BEFORE = re.compile(r"(^|[._])(embed\w*|\w*embeddings?\w*|layernorm_embedding|wte|wpe|shared|project_in)([._]|$)")
 
 
 def parameters(model: PreTrainedModel, method: str, hyperparameters: Mapping[str, Frozen]) -> dict[str, nn.Parameter]:
@@ -41,24 +37,7 @@ def parameters(model: PreTrainedModel, method: str, hyperparameters: Mapping[str
         return named
     count = hyperparameters["top_k_layers"]
     assert isinstance(count, int)
-    kept, lower = [], []
-    for layers in layers_of(model.config.model_type):
-        paths = layer_paths(layers, named)
-        if count > len(paths):
-            raise IncompatibleError(
-                f"the base model has {len(paths)} layers", where="hyperparameters.top_k_layers", hint="train fewer"
-            )
-        lower += paths[: len(paths) - count]
-        kept += paths[len(paths) - count :]
-    return {name: item for name, item in named.items() if _is_in(name, kept) or not _is_before(name, lower)}
-
-
-def _is_in(name: str, paths: list[str]) -> bool:
-    return any(name.startswith(f"{path}.") for path in paths)
-
-
-def _is_before(name: str, lower: list[str]) -> bool:
-    return _is_in(name, lower) or _BEFORE.search(name) is not None
+    return {name: named[name] for name in top_parameters(model.config.model_type, named, count)}
 
 
 def save(model: AdaptedModel, folder: Path) -> dict[str, object]:
