@@ -32,8 +32,16 @@ IA3_MODULES: Mapping[str, tuple[_Names, _Names]] = MappingProxyType(
         "gpt_neox": _FUSED,
         "falcon": _FUSED,
         "bloom": (("query_key_value", "mlp.dense_4h_to_h"), ("mlp.dense_4h_to_h",)),
+        "gpt_bigcode": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
+        "gpt_neo": (("q_proj", "v_proj", "c_proj"), ("c_proj",)),
+        "gptj": (("q_proj", "v_proj", "fc_out"), ("fc_out",)),
         "bert": _ENCODER,
         "roberta": _ENCODER,
+        "deberta": (("in_proj", "output.dense"), ("output.dense",)),
+        "deberta-v2": (("key_proj", "value_proj", "output.dense"), ("output.dense",)),
+        "t5": (("k", "v", "wo"), ("wo",)),
+        "mt5": (("k", "v", "wi_1"), ()),
+        "bart": (("q_proj", "v_proj", "fc2"), ("fc2",)),
     }
 )
 
@@ -55,6 +63,9 @@ NORMS: Mapping[str, _Names] = MappingProxyType(
         "gpt2": ("ln_1", "ln_2", "ln_f"),
         "falcon": _FINAL,
         "bloom": _FINAL,
+        "gptj": ("ln_1", "ln_f"),
+        **dict.fromkeys(("t5", "mt5"), ("layer_norm", "final_layer_norm")),
+        "bart": ("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
     }
 )
 

@@ -11,10 +11,14 @@ from pathlib import Path
 
 from adapterhub.bases import count_parameters
 from adapterhub.catalog.families import Family, family_of
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.documents import read_json
+from adapterhub.ops._fused_experts import fused_parameters
+from adapterhub.ops._stored_names import ends_with, named_tensors
 from adapterhub.weights import Checkpoint, TensorInfo, open_checkpoint
 
 _LAYER = re.compile(r"[A-Za-z_][\w.]*?\.(?P<index>[0-9]{1,6})\.")
+_LANGUAGE_TASKS = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _FUSED = ("qkv_proj", "query_key_value")
 # Families whose fused queries, keys and values are rotated, so that the fused product is kept beside the rotated ones.
@@ -55,9 +59,10 @@ class Layer:
 class BaseShape:
     """What a base model's files say about its size.
 
-    modules: shape of each 2-D weight by module path in the model; biases, norms: sizes by module path. parameters:
-    tied ones once. stored_bytes: of the weight files. context: the longest input its config allows, None where it
-    does not say.
+    modules: shape of each 2-D weight by module path in the model of the task; biases, norms: sizes by module path.
+    Where the family has fused experts, neither they nor their routers are modules. fused: of those that LoRA reaches
+    all the same, by path, how many matrices and their widths. parameters: tied ones once. stored_bytes: of the weight
+    files. context: the longest input its config allows, None where it does not say.
     """
 
     config: Mapping[str, object]
@@ -67,16 +72,35 @@ class BaseShape:
     parameters: int
     stored_bytes: int
     family: Family | None
+    task: str
     hidden: int
     heads: int
     vocabulary: int
     context: int | None
     experts: bool
+    fused: Mapping[str, tuple[int, int, int]]
 
     @property
     def head(self) -> str | None:
         """The output layer's path."""
         return self.family.head if self.family else "lm_head"
+
+    @property
+    def embeddings(self) -> frozenset[str]:
+        """The modules that look up a row and multiply nothing; none where the family is unknown."""
+        if self.family is None:
+            return frozenset()
+        prefix = f"{self.family.prefix}." if TASKS[self.task].bare else ""
+        names = tuple(name.removeprefix(prefix) for name in self.family.embeddings)
+        return frozenset(name for name in self.modules if ends_with(name, names))
+
+    @property
+    def all_linear(self) -> tuple[str, ...] | None:
+        """The modules that `all-linear` stands for; None where the family is unknown, so that only the model tells."""
+        if self.family is None:
+            return None
+        embeddings = self.embeddings
+        return tuple(name for name in self.modules if name not in embeddings and name != self.family.head)
 
     @property
     def score_bytes(self) -> int:
@@ -86,7 +110,8 @@ class BaseShape:
     @property
     def linear(self) -> tuple[str, ...]:
         """The matrices inside the layers: those that quantization packs."""
-        return tuple(name for name in self.modules if layer_index(name) is not None)
+        embeddings = self.embeddings
+        return tuple(name for name in self.modules if layer_index(name) is not None and name not in embeddings)
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -136,49 +161,57 @@ class BaseShape:
         return word if isinstance(word, str) else ""
 
     def _inner(self, names: list[str]) -> int:
-        outputs = (self.family.mlp[-1],) if self.family else _MLP_OUTPUTS
-        widths = [self.in_out(name)[0] for name in names if _ends(name, outputs)]
+        outputs = self.family.mlp[-1:] if self.family else _MLP_OUTPUTS
+        widths = [self.in_out(name)[0] for name in names if ends_with(name, outputs)]
         return max(widths, default=_number(self.config, "intermediate_size", "n_inner", "ffn_dim") or 4 * self.hidden)
 
     def _source(self, name: str) -> str:
         """Return a word for what a module reads, the same for modules that read the same."""
         family = self.family
         table = (
-            ("inner", (family.mlp[-1],) if family else _MLP_OUTPUTS),
-            ("attention", (family.attention[-1],) if family else _ATTENTION_OUTPUTS),
+            ("inner", family.mlp[-1:] if family else _MLP_OUTPUTS),
+            ("attention", family.attention[-1:] if family else _ATTENTION_OUTPUTS),
             ("before the MLP", family.mlp[:-1] if family else _MLP_INPUTS),
             ("before attention", family.attention[:-1] if family else _ATTENTION_INPUTS),
         )
-        return next((word for word, ends in table if _ends(name, ends)), name)
+        return next((word for word, ends in table if ends_with(name, ends)), name)
 
 
-def read_base_shape(folder: Path, model_type: str | None) -> BaseShape:
+def read_base_shape(folder: Path, model_type: str | None, *, task: str = "CAUSAL_LM") -> BaseShape:
     """Read a base's shape from its config and its weights' headers.
 
     Raises:
         InvalidFileError, IntegrityError: they cannot be read.
     """
     config = read_json(folder / "config.json")
-    return base_shape(config if isinstance(config, dict) else {}, open_checkpoint(folder).tensors, model_type)
+    tensors = open_checkpoint(folder).tensors
+    return base_shape(config if isinstance(config, dict) else {}, tensors, model_type, task=task)
 
 
-def base_shape(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], model_type: str | None) -> BaseShape:
-    """Return a base's shape from its config and the tensors its headers name."""
+def base_shape(
+    config: Mapping[str, object], tensors: Mapping[str, TensorInfo], model_type: str | None, *, task: str = "CAUSAL_LM"
+) -> BaseShape:
+    """Return a base's shape from its config and the tensors its headers name, as the class of a task has them.
+
+    A language model's head is left out for other tasks; layers of labels, whose width the base does not know, always.
+    """
     family = family_of(model_type)
-    modules, biases, norms = {}, {}, {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        path = _module_path(module, family)
+    named, outside = named_tensors(tensors, family, bare=TASKS[task].bare)
+    hidden = _number(config, "hidden_size", "n_embd", "d_model", "dim")
+    modules: dict[str, tuple[int, ...]] = {}
+    biases, norms = {}, {}
+    for name, tensor in named.items():
+        path, _, kind = name.rpartition(".")
+        if family is not None and _is_absent(path, family, outside=name in outside, task=task):
+            continue
         if kind == "weight" and len(tensor.shape) == 2:
             modules[path] = tensor.shape
         elif kind == "weight" and len(tensor.shape) == 1:
             norms[path] = tensor.elements
         elif kind == "bias" and len(tensor.shape) == 1:
             biases[path] = tensor.elements
-    if family is not None and family.head is not None and family.head not in modules:
-        # The head is the input embedding, stored once; the model has a module for it all the same.
-        embedding = modules.get(family.embeddings[0])
-        modules |= {} if embedding is None else {family.head: embedding}
+    if family is not None:
+        modules |= _modules_of_task(family, task, modules, hidden)
     checkpoint = Checkpoint(directory=Path(), files=(), tensors=tensors, index_name=None)
     return BaseShape(
         config=config,
@@ -188,29 +221,58 @@ def base_shape(config: Mapping[str, object], tensors: Mapping[str, TensorInfo], 
         parameters=count_parameters(checkpoint, config),
         stored_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         family=family,
-        hidden=_number(config, "hidden_size", "n_embd", "d_model"),
-        heads=_number(config, "num_attention_heads", "n_head"),
+        task=task,
+        hidden=hidden,
+        heads=_number(
+            config,
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "attention_heads",
+            "encoder_attention_heads",
+        ),
         vocabulary=_number(config, "vocab_size"),
-        context=_number(config, "max_position_embeddings", "n_positions", "max_sequence_length") or None,
+        context=_number(config, "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len") or None,
         experts=any(_EXPERTS.search(name) for name in tensors),
+        fused=fused_parameters(named, family),
     )
+
+
+def _is_absent(module: str, family: Family, *, outside: bool, task: str) -> bool:
+    """Say whether the model of a task has no such module though the checkpoint holds its weight.
+
+    Heads of another class, what only other tasks' classes have (poolers), and the parts of fused experts.
+    """
+    if module in family.task_modules.get(task, ()):
+        return False
+    if outside and not (module == family.head and task in _LANGUAGE_TASKS):
+        return True
+    prefix = f"{family.prefix}."
+    others = {name.removeprefix(prefix) for names in family.task_modules.values() for name in names}
+    if module.removeprefix(prefix) in others:
+        return True
+    return bool(family.experts) and (_EXPERTS.search(module) is not None or ends_with(module, family.routers))
+
+
+def _modules_of_task(
+    family: Family, task: str, modules: Mapping[str, tuple[int, ...]], hidden: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the modules that the model of a task has and the checkpoint does not store."""
+    found: dict[str, tuple[int, ...]] = {
+        name: (hidden, hidden) for name in family.task_modules.get(task, ()) if name not in modules
+    }
+    embedding = modules.get(family.embeddings[0])
+    if family.head is not None and family.head not in modules and task in _LANGUAGE_TASKS and embedding is not None:
+        # The head is the input embedding, stored once; the model has a module for it all the same.
+        found[family.head] = embedding
+    return found
 
 
 def layer_index(module: str) -> int | None:
     """Return the number of the layer that a module is in; None outside of them."""
     match = _LAYER.match(module)
     return int(match["index"]) if match else None
-
-
-def _ends(module: str, names: tuple[str, ...]) -> bool:
-    return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _module_path(module: str, family: Family | None) -> str:
-    """Return a module's path in the causal LM: some checkpoints (GPT-2's) were saved without the model's prefix."""
-    if family is None or module == family.head or module.startswith(f"{family.prefix}."):
-        return module
-    return f"{family.prefix}.{module}"
 
 
 def _number(config: Mapping[str, object], *names: str) -> int:

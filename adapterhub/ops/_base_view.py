@@ -1,9 +1,4 @@
-"""A base model as an adapter sees it, from headers and config alone: module paths, shapes, embeddings, head, ties.
-
-Checkpoints name tensors by the class that saved them, an adapter names modules by the class it was trained with.
-Between the two lie the architecture's prefix (`transformer.`, `bert.`), present or not, and a few renamed modules
-(catalog/families). Of an architecture without a row there, names are taken as they are stored, and `known` is false.
-"""
+"""A base model as an adapter sees it, from headers and config alone: module paths, shapes, embeddings, head, ties."""
 
 from __future__ import annotations
 
@@ -15,12 +10,11 @@ from types import MappingProxyType
 
 from adapterhub.catalog.families import Family, family_of
 from adapterhub.fingerprints import identity_config, read_config
+from adapterhub.ops._stored_names import HEADS, ends_with, named_tensors
 from adapterhub.weights import TensorInfo, open_checkpoint
 
-# Modules outside the headless model, in every architecture that a family row is of.
-_HEADS = ("lm_head", "cls", "classifier", "pre_classifier", "score", "qa_outputs", "vocab_projector", "vocab_transform")
 # What a checkpoint may hold though the class an adapter was trained with has no such module.
-OPTIONAL_MODULES = frozenset((*_HEADS, "pooler"))
+OPTIONAL_MODULES = frozenset((*HEADS, "pooler"))
 _EMBEDDING_NAMES = (
     "embed_in",
     "embed_positions",
@@ -40,10 +34,10 @@ _EXPERT = re.compile(r"(^|\.)experts(\.|$)")
 class BaseView:
     """The modules of a base model that have a weight, by the path an adapter knows them by.
 
-    modules: the tensor of each module's weight. parameters: every stored tensor, by the same naming. linear: those that
-    `all-linear` is about, the head included. transposed: those whose weight is stored (in, out). tied: lm_head is the
-    input embedding. quantized: weights are stored packed, so that shapes say nothing. experts: some modules are
-    experts, which the built model may hold fused. known: the family has a row.
+    modules: the tensor of each module's weight. parameters: every stored tensor, by the same naming. linear: those
+    that `all-linear` is about, the head included, fused experts and their routers not. transposed: those whose weight
+    is stored (in, out). tied: lm_head is the input embedding. quantized: weights are stored packed, so that shapes say
+    nothing. experts: some modules are experts, which the built model may hold fused. known: the family has a row.
     """
 
     modules: Mapping[str, TensorInfo]
@@ -88,7 +82,7 @@ class BaseFiles:
     def view(self, *, bare: bool) -> BaseView:
         """Return the base as an adapter of a headless model (`bare`) or of one with a head sees it."""
         family = self.family
-        parameters = _named(self.tensors, family, bare=bare)
+        parameters, _ = named_tensors(self.tensors, family, bare=bare)
         modules = {name.removesuffix(".weight"): info for name, info in parameters.items() if _is_weight(name, info)}
         embeddings = frozenset(name for name in modules if _is_embedding(name, family, bare=bare))
         head = family.head if family is not None and not bare else _head_of(modules)
@@ -97,7 +91,11 @@ class BaseFiles:
             tokens = family.embeddings[0]
             if tokens in modules:
                 modules[head] = modules[tokens]
-        linear = tuple(name for name, info in modules.items() if name not in embeddings and len(info.shape) == 2)
+        linear = tuple(
+            name
+            for name, info in modules.items()
+            if name not in embeddings and len(info.shape) == 2 and not _is_fused(name, family)
+        )
         conv1d = family is not None and family.conv1d
         return BaseView(
             modules=MappingProxyType(modules),
@@ -132,39 +130,21 @@ def read_base_files(folder: Path) -> BaseFiles:
     return BaseFiles(config=read_config(folder), tensors=open_checkpoint(folder).tensors)
 
 
-def _named(tensors: Mapping[str, TensorInfo], family: Family | None, *, bare: bool) -> dict[str, TensorInfo]:
-    """Return the tensors by the names that the model gives them."""
-    if family is None:
-        return dict(tensors)
-    prefix = f"{family.prefix}."
-    prefixed = any(name.startswith(prefix) for name in tensors)
-    found: dict[str, TensorInfo] = {}
-    for stored, info in tensors.items():
-        name = _renamed(stored, family)
-        inner = name.startswith(prefix) if prefixed else name.partition(".")[0] not in _HEADS
-        if inner:
-            rest = name.removeprefix(prefix) if prefixed else name
-            found[rest if bare else prefix + rest] = info
-        elif not bare:
-            found[name] = info
-    return found
-
-
-def _renamed(name: str, family: Family) -> str:
-    for stored, real in family.stored_names.items():
-        if name.startswith(f"{stored}."):
-            return real + name.removeprefix(stored)
-    return name
-
-
 def _is_weight(name: str, info: TensorInfo) -> bool:
     return name.endswith(".weight") and len(info.shape) >= 2
+
+
+def _is_fused(module: str, family: Family | None) -> bool:
+    """Say whether a matrix is part of fused experts or of their router in the built model."""
+    if family is None or not family.experts:
+        return False
+    return _EXPERT.search(module) is not None or ends_with(module, family.routers)
 
 
 def _is_embedding(module: str, family: Family | None, *, bare: bool) -> bool:
     if family is not None:
         prefix = f"{family.prefix}." if bare else ""
-        return module in {name.removeprefix(prefix) for name in family.embeddings}
+        return ends_with(module, tuple(name.removeprefix(prefix) for name in family.embeddings))
     return module.rpartition(".")[2] in _EMBEDDING_NAMES
 
 

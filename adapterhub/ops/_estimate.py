@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from adapterhub.catalog.families import ALL_LINEAR
 from adapterhub.errors import IncompatibleError
 from adapterhub.ops._base_shape import BaseShape, Layer, base_shape, layer_index, read_base_shape
+from adapterhub.ops._fused_experts import fused_targets, handed_over, is_known, refuse_dead, refuse_experts
+from adapterhub.ops._stored_names import ends_with
 from adapterhub.spec._decode import Frozen
 from adapterhub.spec.lora import LoraSpec
 from adapterhub.spec.quantization import Quantization
@@ -83,24 +85,27 @@ def adapter_shape(base: BaseShape, hyperparameters: Mapping[str, Frozen], *, whe
     """Return what LoRA will train; None where only the built model can tell (`all-linear` on an unknown family).
 
     Raises:
-        IncompatibleError: a target module is not in the base; the hint names those that are.
+        IncompatibleError: a target module is not in the base, or out of LoRA's reach; the hint names those to take.
     """
     spec = LoraSpec.from_hyperparameters(hyperparameters, where=where)
-    everything = spec.target_modules == ALL_LINEAR
-    if everything and base.family is None:
+    everything = isinstance(spec.target_modules, str) and spec.target_modules.lower() == ALL_LINEAR
+    linear = base.all_linear if everything else tuple(base.modules)
+    if linear is None or not is_known(spec, base.family):
         return None
-    embeddings = base.family.embeddings if base.family else ()
-    head = base.family.head if base.family else None
-    candidates = [name for name in base.modules if not (everything and name in embeddings)]
-    targets = spec.targets(candidates, head=head)
-    _refuse_unmatched(spec, targets, base, where)
+    refuse_experts(spec, base.family, base.modules, where=where)
+    handed = handed_over(spec, base.family)
+    # PEFT hands names over to fused experts, and modules of the same name are left out.
+    targets = spec.targets((name for name in linear if name.rpartition(".")[2] not in handed), head=base.head)
+    fused = fused_targets(spec, base.family, base.fused)
+    _refuse_unmatched(spec, targets, base, where, besides=handed)
+    refuse_dead(targets, base.family, where=where)
     others: dict[str, int] = {}
     if spec.bias != "none":
         others |= {name: size for name, size in base.biases.items() if spec.bias == "all" or name in targets}
     for name in base.modules:
         if any(name == module or name.endswith(f".{module}") for module in spec.modules_to_save):
             others[name] = prod(base.modules[name]) + base.biases.get(name, 0)
-    shapes = [(name, *base.in_out(name), spec.rank_of(name)) for name in targets]
+    shapes = [(name, *base.in_out(name), spec.rank_of(name)) for name in targets] + fused
     return AdapterShape(
         targets=tuple(Target(module=name, inputs=i, outputs=o, rank=rank) for name, i, o, rank in shapes),
         others=others,
@@ -121,15 +126,19 @@ def trainable_parameters(base: BaseShape, hyperparameters: Mapping[str, Frozen],
     return None if shape is None else shape.parameters
 
 
-def _refuse_unmatched(spec: LoraSpec, targets: tuple[str, ...], base: BaseShape, where: str) -> None:
+def _refuse_unmatched(
+    spec: LoraSpec, targets: tuple[str, ...], base: BaseShape, where: str, *, besides: frozenset[str]
+) -> None:
+    """Refuse names that match no module. besides: those that PEFT takes for something else."""
     wanted = spec.target_modules if isinstance(spec.target_modules, tuple) else ()
-    missing = [name for name in wanted if not any(path == name or path.endswith(f".{name}") for path in base.modules)]
+    names = [name for name in wanted if name.rpartition(".")[2] not in besides]
+    missing = [name for name in names if not any(ends_with(path, (name,)) for path in base.modules)]
     leaves = dict.fromkeys(name.rpartition(".")[2] for name in base.modules)
     hint = f"its modules: {', '.join(leaves)}"
     if missing:
         text = f"no module of the base model is named {', '.join(missing)}"
         raise IncompatibleError(text, where=f"{where}: target_modules", hint=hint)
-    if not targets:
+    if not targets and not besides:
         raise IncompatibleError("no module of the base model is left to adapt", where=where, hint=hint)
 
 

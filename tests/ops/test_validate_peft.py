@@ -9,13 +9,16 @@ from adapterhub.catalog.families import FAMILIES
 from adapterhub.ops.validate import validate
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.report import Severity
-from tests.catalog.test_families import OTHER_WORDS, SMALL
+from tests.catalog.family_configs import tiny_config
 from tests.factory import tiny_llama
 
 pytestmark = pytest.mark.engine
 
 # Nothing of the base is recorded in what PEFT saves, and it names its base by path here.
 ALWAYS = {"ADP204", "ADP205"}
+
+
+SAVERS = {"encoder": "AutoModel", "decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 
 
 def faults(report) -> set[str]:
@@ -51,21 +54,27 @@ def test_every_family_with_its_default_targets(family, task, tmp_path, settings)
 
     from adapterhub.catalog.tasks import TASKS
 
-    model_type = family.model_types[0]
-    config = transformers.AutoConfig.for_model(model_type, **(OTHER_WORDS.get(model_type, SMALL) | {"pad_token_id": 0}))
-    saver = transformers.AutoModel if family.head is None else transformers.AutoModelForCausalLM
-    keep_base(saver.from_config(config), tmp_path / "base", settings)
-    if task == "CAUSAL_LM" and family.head is None:
-        pytest.skip("an encoder")
+    config = tiny_config(family.model_types[0], pad_token_id=0)
     loader = getattr(transformers, TASKS[task].auto_class)
+    if family.kind != "decoder" and task == "CAUSAL_LM":
+        pytest.skip(f"an {family.kind}")
+    if type(config) not in loader._model_mapping:
+        pytest.skip("transformers has no such class")
+    if family.encoder_decoder and task == "SEQ_CLS":
+        pytest.skip("PEFT does not save the head, which is called classification_head here")
+    saver = SAVERS[family.kind]
+    keep_base(getattr(transformers, saver).from_config(config), tmp_path / "base", settings)
     # PEFT itself cannot do all-linear here: it wraps pre_classifier, which it then wants to save whole.
-    refused = family.name == "distilbert" and task == "SEQ_CLS"
+    refused = (family.name == "distilbert" and task == "SEQ_CLS") or family.refused
+    # And here it adapts a layer that no file holds, so that it has other numbers each time it is loaded.
+    unsaved = {"ADP301"} if task == "SEQ_CLS" and family.name in ("deberta", "deberta-v2", "modernbert") else set()
     for targets in (list(family.default_targets), "all-linear")[: 1 if refused else 2]:
         model = loader.from_pretrained(tmp_path / "base")
         folder = tmp_path / f"adapter-{targets if isinstance(targets, str) else 'default'}"
         report = save(model, folder, settings, task_type=task, target_modules=targets)
-        assert faults(report) <= ALWAYS, told(report)
-        assert {"ADP301", "ADP302", "ADP303", "ADP305", "ADP314"} <= set(report.passed)
+        expected = unsaved if targets == "all-linear" else set()
+        assert faults(report) - ALWAYS == expected, told(report)
+        assert {"ADP301", "ADP302", "ADP303", "ADP305", "ADP314"} - expected <= set(report.passed)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -73,12 +82,12 @@ def test_a_base_that_was_saved_without_its_head(family, tmp_path, settings):
     """Checkpoints of the bare model lack the prefix; the adapter of a model with a head has it."""
     import transformers
 
-    if family.head is None:
-        loader, task = transformers.AutoModelForTokenClassification, "TOKEN_CLS"
-    else:
-        loader, task = transformers.AutoModelForCausalLM, "CAUSAL_LM"
-    model_type = family.model_types[0]
-    config = transformers.AutoConfig.for_model(model_type, **(OTHER_WORDS.get(model_type, SMALL) | {"pad_token_id": 0}))
+    loader, task = {
+        "encoder": (transformers.AutoModelForTokenClassification, "TOKEN_CLS"),
+        "decoder": (transformers.AutoModelForCausalLM, "CAUSAL_LM"),
+        "encoder-decoder": (transformers.AutoModelForSeq2SeqLM, "SEQ_2_SEQ_LM"),
+    }[family.kind]
+    config = tiny_config(family.model_types[0], pad_token_id=0)
     keep_base(transformers.AutoModel.from_config(config), tmp_path / "base", settings)
     model = loader.from_pretrained(tmp_path / "base")
     report = save(model, tmp_path / "a", settings, task_type=task, target_modules=list(family.default_targets))
