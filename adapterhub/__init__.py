@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from adapterhub.settings import Settings
     from adapterhub.spec.generation import Generation
     from adapterhub.spec.manifest import Manifest
+    from adapterhub.spec.quantization import Quantization
     from adapterhub.spec.recipe import Recipe
     from adapterhub.spec.report import Report
 
@@ -79,6 +80,7 @@ _PUBLIC = {
     "AdapterHubError": "adapterhub.errors",
     "Generation": "adapterhub.spec.generation",
     "Manifest": "adapterhub.spec.manifest",
+    "Quantization": "adapterhub.spec.quantization",
     "Recipe": "adapterhub.spec.recipe",
     "Report": "adapterhub.spec.report",
     "Settings": "adapterhub.settings",
@@ -89,6 +91,7 @@ __all__ = [
     "AdapterHubError",
     "Generation",
     "Manifest",
+    "Quantization",
     "Recipe",
     "Report",
     "Settings",

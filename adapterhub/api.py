@@ -41,6 +41,7 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.registry import Query
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import Generation
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.stack import Parameters
 from adapterhub.store.collect import DEFAULT_GRACE
 
@@ -254,6 +255,7 @@ def run(
     generation: Generation | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
     progress: Progress = SILENT,
@@ -273,6 +275,7 @@ def run(
         generation=generation,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         settings=settings,
         cwd=cwd,
     )
@@ -454,6 +457,7 @@ def evaluate(
     limit: int | None = None,
     gate: str | None = None,
     max_regression: float = 0.01,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
     progress: Progress = SILENT,
@@ -471,6 +475,7 @@ def evaluate(
         limit=limit,
         gate=gate,
         max_regression=max_regression,
+        quantization=quantization,
         settings=settings,
         cwd=cwd,
     )

@@ -52,6 +52,7 @@ _SHOWN = 10
 )
 @click.option("--device-map", "--device", "device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:0 or mps.")
 @click.option("--dtype", metavar="DTYPE", help="auto (default, by the hardware), float32, bfloat16 or float16.")
+@options.quantization_options
 @yes_option
 @options.dry_run_option
 @options.json_option
@@ -74,6 +75,10 @@ def command(
     max_regression: float,
     device: str | None,
     dtype: str | None,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    bnb_4bit_quant_type: str | None,
+    bnb_4bit_use_double_quant: bool,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -89,6 +94,7 @@ def command(
     a slice its loss is higher by more than --max-regression and the interval of the difference lies above zero.
     """
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
+    quantization = options.quantization_of(load_in_4bit, load_in_8bit, bnb_4bit_quant_type, bnb_4bit_use_double_quant)
     settings = read_settings()
 
     def planned() -> evaluation.EvalPlan:
@@ -107,6 +113,7 @@ def command(
             max_regression=max_regression,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             settings=settings,
         )
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import click
 
 from adapterhub.cli import completing
+from adapterhub.errors import UsageError
+from adapterhub.spec.quantization import QUANT_TYPES, Quantization
 from adapterhub.spec.stack import Parameters
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -111,6 +113,46 @@ def combination_parameters(
 ) -> Parameters:
     """Return what the options of `combination_options` say."""
     return Parameters(density=density, rank=rank, seed=seed, scale=scale, normalize=normalize)
+
+
+def quantization_options(function: Decorated) -> Decorated:
+    """Add what the base is packed as, in BitsAndBytesConfig's words; `quantization_of` takes the parameters."""
+    for option in (
+        click.option(
+            "--bnb-4bit-use-double-quant", is_flag=True, help="With --load-in-4bit: quantize the scales as well."
+        ),
+        click.option(
+            "--bnb-4bit-quant-type",
+            type=click.Choice(QUANT_TYPES),
+            help="With --load-in-4bit: the type of the 4 bits. Default: nf4.",
+        ),
+        click.option("--load-in-8bit", is_flag=True, help="Pack the base's linear weights in 8 bits (LLM.int8)."),
+        click.option("--load-in-4bit", is_flag=True, help="Pack the base's linear weights in 4 bits (bitsandbytes)."),
+    ):
+        function = option(function)
+    return function
+
+
+def quantization_of(
+    load_in_4bit: bool, load_in_8bit: bool, quant_type: str | None, double_quant: bool
+) -> Quantization | None:
+    """Return what the options of `quantization_options` say; None without any.
+
+    Raises:
+        UsageError: they exclude each other.
+    """
+    if load_in_4bit and load_in_8bit:
+        raise UsageError("--load-in-4bit and --load-in-8bit exclude each other")
+    if not load_in_4bit and (quant_type is not None or double_quant):
+        name = "--bnb-4bit-quant-type" if quant_type is not None else "--bnb-4bit-use-double-quant"
+        raise UsageError("says how 4 bits are used", where=name, hint="give --load-in-4bit as well")
+    if load_in_8bit:
+        return Quantization(load_in_8bit=True)
+    if not load_in_4bit:
+        return None
+    return Quantization(
+        load_in_4bit=True, bnb_4bit_quant_type=quant_type or QUANT_TYPES[0], bnb_4bit_use_double_quant=double_quant
+    )
 
 
 def choosing_options(function: Decorated) -> Decorated:

@@ -41,6 +41,7 @@ from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 @click.option("--seed", type=int, metavar="N", help="Sample the same tokens again for the same seed.")
 @click.option("--device-map", "--device", "device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:0 or mps.")
 @click.option("--dtype", metavar="DTYPE", help="auto (default, by the hardware), float32, bfloat16 or float16.")
+@options.quantization_options
 @yes_option
 @options.dry_run_option
 @options.json_option
@@ -65,6 +66,10 @@ def command(
     seed: int | None,
     device: str | None,
     dtype: str | None,
+    load_in_4bit: bool,
+    load_in_8bit: bool,
+    bnb_4bit_quant_type: str | None,
+    bnb_4bit_use_double_quant: bool,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -85,6 +90,7 @@ def command(
         seed=seed,
     )
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
+    quantization = options.quantization_of(load_in_4bit, load_in_8bit, bnb_4bit_quant_type, bnb_4bit_use_double_quant)
     settings, text = read_settings(), _prompt(prompt)
 
     def planned() -> run.RunPlan:
@@ -99,6 +105,7 @@ def command(
             generation=generation,
             device=device,
             dtype=dtype,
+            quantization=quantization,
             settings=settings,
         )
 

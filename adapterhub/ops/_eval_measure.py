@@ -90,7 +90,8 @@ def measure(
     set_threads(load.threads)
     device = choose_device(load.device)
     with progress.task(f"load {load.base.ref.id}", total=None):
-        base = load_base(load.base, device=device, dtype=choose_dtype(load.dtype, device))
+        dtype = choose_dtype(load.dtype, device)
+        base = load_base(load.base, device=device, dtype=dtype, quantization=load.quantization)
     tokenizer = base.tokenizer if load.tokenizer is None else own_tokenizer(load.tokenizer, base.tokenizer)
     examples, slices, notes = _encode(load, rows, tokenizer, where)
     losses = []

@@ -12,8 +12,8 @@ from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.documents import parse_yaml, read_yaml
 from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedError, UsageError
-from adapterhub.fingerprints import read_config
 from adapterhub.ops._base_hub import is_at_revision
+from adapterhub.ops._quantized import quantized_by
 from adapterhub.settings import Settings
 from adapterhub.spec._decode import Frozen, kind_of
 from adapterhub.spec.recipe import Recipe
@@ -101,18 +101,6 @@ def find_base(recipe: Recipe, settings: Settings, *, where: str) -> BaseRecord:
             hint="name the 16-bit original, and write quantization: {load_in_4bit: true}",
         )
     return record
-
-
-def quantized_by(record: BaseRecord) -> str | None:
-    """Return what a base is stored quantized by (`bitsandbytes`, `gptq` …), by its config.json; None where it is not.
-
-    Raises:
-        InvalidFileError: it cannot be read.
-    """
-    found = read_config(record.path).get("quantization_config")
-    if not found:
-        return None
-    return str(found.get("quant_method") or "quantization_config") if isinstance(found, Mapping) else "yes"
 
 
 def fill_hyperparameters(recipe: Recipe, *, model_type: str | None, where: str) -> Mapping[str, Frozen]:

@@ -18,6 +18,7 @@ from adapterhub.ops.load import LoadPlan, plan_load
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.stack import Parameters
 from adapterhub.store import Store
 
@@ -106,6 +107,7 @@ class EvalResult:
             **self.plan.load.rule.to_data(),
             "device": self.device,
             "dtype": self.dtype,
+            "quantization": load["quantization"],
             "rows_digest": str(self.plan.rows.digest),
             "slice": self.plan.slice_by,
             "groups": [group.to_data() for group in self.groups],
@@ -130,6 +132,7 @@ def plan_eval(
     max_regression: float = MAX_REGRESSION,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
 ) -> EvalPlan:
@@ -164,6 +167,7 @@ def plan_eval(
         parameters=parameters,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         settings=settings,
         cwd=cwd,
     )
@@ -237,7 +241,13 @@ def evaluate(plan: EvalPlan, *, progress: Progress = SILENT) -> EvalResult:
         none = GateResult(locked=gate.label, candidate=None, max_regression=gate.max_regression, missing=gate.missing)
         return EvalResult(plan=plan, device=plan.load.device, dtype=plan.load.dtype, gate=none)
     with candidate_folder(gate.candidate, Store(plan.settings.store), progress=progress) as folder:
-        load = plan_load(f"{folder}=1", base=plan.load.base.ref.id, settings=plan.settings, cwd=plan.cwd)
+        load = plan_load(
+            f"{folder}=1",
+            base=plan.load.base.ref.id,
+            quantization=plan.load.quantization,
+            settings=plan.settings,
+            cwd=plan.cwd,
+        )
         _require_one_tokenizer(plan.load, load, gate)
         models = (
             adapter_alone(plan.load.stack.layers[0], kind=LOCKED, label=gate.label),

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.combinations import Rule, rule_of
 from adapterhub.catalog.methods import METHODS
+from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.environment import ActiveLayer, Environment, ResolvedStack, find_environment
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
-from adapterhub.fingerprints import Verdict, chat_template_digest, compare, read_config, tokenizer_digest
+from adapterhub.fingerprints import Verdict, chat_template_digest, compare, tokenizer_digest
 from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops._quantized import packed_bits, quantized_by
 from adapterhub.package import require_intact
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.project import DEFAULT_STACK
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.stack import DEFAULT_COMBINATION, Parameters, Stack
 
 if TYPE_CHECKING:
@@ -45,7 +48,8 @@ class LoadPlan(Plan):
 
     rule: how the adapters become one. tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why
     this stack, where none was named. device, dtype: as asked for; `auto` is decided by the hardware, when the model is
-    loaded.
+    loaded. quantization: what the base's linear weights are packed as while they are read; the adapters then stand
+    beside them as one LoRA.
     """
 
     base: BaseRecord
@@ -56,6 +60,7 @@ class LoadPlan(Plan):
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
+    quantization: Quantization | None = None
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return base, stack, device and dtype."""
@@ -66,6 +71,7 @@ class LoadPlan(Plan):
             ("tokenizer", str(self.tokenizer) if self.tokenizer else "the base's"),
             ("device", self.device),
             ("dtype", self.dtype),
+            *((("quantization", str(self.quantization)),) if self.quantization else ()),
         )
 
     def to_data(self) -> dict[str, object]:
@@ -78,6 +84,7 @@ class LoadPlan(Plan):
             "tokenizer": str(self.tokenizer) if self.tokenizer else None,
             "device": self.device,
             "dtype": self.dtype,
+            "quantization": self.quantization.to_data() if self.quantization else None,
         }
 
 
@@ -88,7 +95,8 @@ class Loaded:
     The stack is folded into the model's weights, so it is a plain transformers model of the base's class; a trained
     prompt has no place there, and is PEFT's model over it. It is in eval mode and its weights take no gradient.
     stack: what was folded in. base: where the base came from. rule: how the adapters became one. truncation: what that
-    lost by a limit of the rank; None where nothing was cut.
+    lost by a limit of the rank; None where nothing was cut. quantization: how the base's linear weights are packed,
+    beside which the stack stands as one LoRA (of other methods, as PEFT's model); None where they are not.
     """
 
     model: PreTrainedModel
@@ -99,6 +107,7 @@ class Loaded:
     dtype: str
     rule: Rule = field(default_factory=lambda: rule_of(DEFAULT_COMBINATION))
     truncation: Truncation | None = None
+    quantization: Quantization | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the model, then the tokenizer."""
@@ -150,6 +159,7 @@ def plan_load(
     parameters: Parameters | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
 ) -> LoadPlan:
@@ -174,11 +184,12 @@ def plan_load(
     store = BaseStore(settings)
     wanted = _base_id(base, resolved, environment, store)
     record = store.get(wanted, revision=_revision_of(wanted, resolved, environment))
-    _refuse_unfit(record, resolved, rule)
+    bits = packed_bits(record, quantization)
+    _refuse_unfit(record, resolved, rule, bits)
     warnings = tuple(text for layer in resolved.layers for text in _judge(layer, record))
     return LoadPlan(
         verb="load",
-        steps=_steps(record, resolved),
+        steps=_steps(record, resolved, quantization, bits),
         warnings=warnings,
         base=record,
         stack=resolved,
@@ -188,6 +199,7 @@ def plan_load(
         device=device or "auto",
         dtype=dtype or "auto",
         threads=settings.threads,
+        quantization=quantization,
     )
 
 
@@ -238,11 +250,14 @@ def _choice(environment: Environment, resolved: ResolvedStack, record: BaseRecor
     return f"the only adapter: {labels}"
 
 
-def _steps(record: BaseRecord, resolved: ResolvedStack) -> tuple[Step, ...]:
-    load = Step(action="load", subject=record.ref.id, detail=record.dtype, size=record.size)
+def _steps(
+    record: BaseRecord, resolved: ResolvedStack, quantization: Quantization | None, bits: int | None
+) -> tuple[Step, ...]:
+    detail = record.dtype if quantization is None else f"{record.dtype}, packed in {quantization}"
+    load = Step(action="load", subject=record.ref.id, detail=detail, size=record.size)
     folds = (
         Step(
-            action="fold" if _is_folded(layer) else "activate",
+            action="fold" if bits is None and _is_folded(layer) else "activate",
             subject=layer_label(layer),
             detail=f"weight {layer.weight:g}",
             size=sum(entry.size for entry in layer.package.manifest.files),
@@ -258,8 +273,8 @@ def _is_folded(layer: ActiveLayer) -> bool:
     return method is None or method.foldable
 
 
-def _refuse_unfit(record: BaseRecord, resolved: ResolvedStack, rule: Rule) -> None:
-    """Refuse what cannot be loaded, all of it at once."""
+def _refuse_unfit(record: BaseRecord, resolved: ResolvedStack, rule: Rule, bits: int | None) -> None:
+    """Refuse what cannot be loaded, all of it at once; bits: of packed weights, None where they are plain."""
     faults = _other_methods(resolved, rule)
     for layer in resolved.layers:
         manifest = layer.package.manifest
@@ -267,8 +282,10 @@ def _refuse_unfit(record: BaseRecord, resolved: ResolvedStack, rule: Rule) -> No
             faults.append(f"{layer.word}: is a package of kind {manifest.kind!r}, name its adapters instead")
         elif manifest.task not in (None, TASK):
             faults.append(f"{layer.word}: was trained for {manifest.task}; text is generated by {TASK}")
-    if resolved.layers and (kind := _quantized(record)):
-        faults.append(f"{record.ref.id}: is quantized ({kind}), which adapters cannot be folded into yet")
+        elif bits is not None and manifest.method and (fault := why_not_over(bits, manifest.method, {})):
+            faults.append(f"{layer.word}: {fault[1]}")
+    if resolved.layers and (library := quantized_by(record)) not in (None, "bitsandbytes"):
+        faults.append(f"{record.ref.id}: is quantized with {library}, beside which no adapter can be put")
     if faults:
         raise IncompatibleError(
             "this stack cannot be loaded",
@@ -300,14 +317,6 @@ def _other_methods(resolved: ResolvedStack, rule: Rule) -> list[str]:
         elif not rule.exact:
             faults.append(f"{layer.word}: {why}, which {rule} takes")
     return faults
-
-
-def _quantized(record: BaseRecord) -> str | None:
-    """Return how a base is quantized, by its config.json; None where it is not."""
-    quantized = read_config(record.path).get("quantization_config")
-    if not quantized:
-        return None
-    return str(quantized.get("quant_method") or "quantization_config") if isinstance(quantized, dict) else "yes"
 
 
 def _tokenizer_of(record: BaseRecord, resolved: ResolvedStack) -> Path | None:
@@ -386,6 +395,7 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
             device=plan.device,
             dtype=plan.dtype,
             threads=plan.threads,
+            quantization=plan.quantization,
         )
     if loaded.truncation is not None:
         progress.note(truncation_note(plan.rule, loaded.truncation))
@@ -398,6 +408,7 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
         dtype=str(loaded.dtype).removeprefix("torch."),
         rule=plan.rule,
         truncation=loaded.truncation,
+        quantization=loaded.quantization,
     )
 
 
@@ -416,6 +427,7 @@ def load(
     parameters: Parameters | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
     progress: Progress = SILENT,
@@ -432,6 +444,7 @@ def load(
         parameters: what the combination takes (density, rank, seed, scale, normalize); default: the stack's, its own.
         device: `auto` (default), `cpu`, `cuda`, `cuda:0`, `mps`.
         dtype: `auto` (default), `float32`, `bfloat16`, `float16`.
+        quantization: pack the base's linear weights: `adapterhub.Quantization(load_in_4bit=True)`; default: as stored.
         settings: where things lie; default: from the environment.
         cwd: where the project is looked for, and what a ./path starts from.
         progress: who is told what happens; what a person should know (`LoadPlan.warnings`) goes to its notes.
@@ -446,6 +459,7 @@ def load(
         parameters=parameters,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         settings=settings,
         cwd=cwd,
     )

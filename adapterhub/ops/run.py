@@ -13,6 +13,7 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings
 from adapterhub.spec.generation import Generation
 from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.stack import Parameters
 
 _SHOWN = 60
@@ -71,6 +72,7 @@ class RunResult:
             **self.loaded.rule.to_data(),
             "device": self.loaded.device,
             "dtype": self.loaded.dtype,
+            "quantization": self.loaded.quantization.to_data() if self.loaded.quantization else None,
         }
 
 
@@ -86,6 +88,7 @@ def plan_run(
     generation: Generation | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
 ) -> RunPlan:
@@ -107,6 +110,7 @@ def plan_run(
         parameters=parameters,
         device=device,
         dtype=dtype,
+        quantization=quantization,
         settings=settings,
         cwd=cwd,
     )

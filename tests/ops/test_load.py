@@ -13,6 +13,7 @@ from adapterhub.environment import ActiveLayer
 from adapterhub.errors import IncompatibleError, IntegrityError, UnsatisfiedError, UsageError
 from adapterhub.ops.load import LoadPlan, layer_label, load, plan_load
 from adapterhub.settings import Settings
+from adapterhub.spec.quantization import Quantization
 from tests.factory import edit_json, tiny_llama, write_tiny_manifest, write_tokenizer
 from tests.ops.world import Notes, World, flip_last_byte
 
@@ -162,14 +163,31 @@ def test_what_cannot_be_folded_is_named_all_at_once(world: World) -> None:
     assert "SEQ_CLS" in second
 
 
-def test_a_quantized_base_is_refused_with_adapters_only(world: World, tmp_path: Path) -> None:
-    quantized = tiny_llama(tmp_path / "quantized")
-    edit_json(quantized / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    world.add_base(quantized, "small")
-    assert plan(world, base="small").stack.layers == ()
+def test_adapters_go_beside_weights_that_bitsandbytes_packed_and_no_others(world: World, tmp_path: Path) -> None:
+    for name in ("bitsandbytes", "gptq"):
+        quantized = tiny_llama(tmp_path / name)
+        edit_json(quantized / "config.json", quantization_config={"quant_method": name, "load_in_4bit": True})
+        world.add_base(quantized, name)
+        assert plan(world, base=name).stack.layers == ()
+    one = str(world.build("one"))
+    # Another config.json: a base of its own, of the same weights.
+    found = plan(world, one, base="bitsandbytes")
+    assert [step.action for step in found.steps] == ["load", "activate"]
     with pytest.raises(IncompatibleError) as caught:
-        plan(world, str(world.build("one")), base="small")
-    assert "bitsandbytes" in caught.value.details[0]
+        plan(world, one, base="gptq")
+    assert "gptq" in caught.value.details[0]
+    with pytest.raises(UsageError, match="stored quantized"):
+        plan(world, one, base="bitsandbytes", quantization=Quantization(load_in_8bit=True))
+
+
+def test_a_base_is_packed_as_it_is_loaded(world: World) -> None:
+    four = Quantization(load_in_4bit=True, bnb_4bit_use_double_quant=True)
+    found = plan(world, str(world.build("one")), quantization=four)
+    assert found.quantization == four
+    assert dict(found.facts())["quantization"] == "4-bit (nf4, double quantization)"
+    assert found.to_data()["quantization"] == four.to_data()
+    assert [step.action for step in found.steps] == ["load", "activate"]
+    assert plan(world, "", base="tiny-llama").to_data()["quantization"] is None
 
 
 def with_tokenizer(world: World, name: str, template: str | None, *, seed: int) -> Path:
