@@ -334,7 +334,7 @@ def _group(
     grouped: dict[str, dict[str, TensorInfo]] = {}
     whole: dict[str, WholeTensor] = {}
     strangers: list[str] = []
-    saved = [re.compile(rf"(?:^|.*\.){name}(?:$|\..*)") for name in source.spec.modules_to_save]
+    saved = [re.compile(rf".*{re.escape(name)}\..+") for name in source.spec.modules_to_save]
     for key, tensor in header.tensors.items():
         name = key.removeprefix(KEY_PREFIX)
         match = _FACTOR.fullmatch(name)

@@ -2,109 +2,39 @@
 
 For every tensor that changes, W + B·A is one float32 product of the concatenated factors, one addition and one
 rounding: adding adapters one after another in 16 bits loses far more. For DoRA (https://arxiv.org/abs/2402.09353)
-W' = m / ‖W + ΔW‖ · (W + ΔW), row by row of (out, in). All other bytes are copied by the kernel. Shards are never
-hard-linked to the base's: whoever edits the result must not edit the base.
+W' = m / ‖W + ΔW‖ · (W + ΔW), row by row of (out, in); for other methods see `rewrites`. All other bytes are copied by
+the kernel. Shards are hard-linked to the base's only where that is asked for: whoever edits one then edits both.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from adapterhub.algebra.bind import Binding, Edit, bind
-from adapterhub.algebra.copying import copy_bytes, write_all
-from adapterhub.algebra.delta import LowRank, StackDelta, Truncation
+from adapterhub.algebra.bind import Binding, bind
+from adapterhub.algebra.changes import Changes, forget
+from adapterhub.algebra.delta import StackDelta
+from adapterhub.algebra.reports import LOW_KEPT, FuseReport, ModuleReport, Sums
+from adapterhub.algebra.shards import Write, lay_out, write_index
 from adapterhub.errors import IncompatibleError, UsageError
-from adapterhub.files import local_io
 from adapterhub.progress import SILENT, Progress
-from adapterhub.weights import Checkpoint, TensorInfo, aligned_order, open_checkpoint
+from adapterhub.weights import Checkpoint, TensorInfo, open_checkpoint
 from adapterhub.weights.arrays import FLOAT_DTYPES
-from adapterhub.weights.checkpoint import INDEX_FILE, SINGLE_FILE
+from adapterhub.weights.checkpoint import SINGLE_FILE
 from adapterhub.weights.header import open_regular
-from adapterhub.weights.writer import TensorSpec, layout
+from adapterhub.weights.writer import TensorSpec
 
 if TYPE_CHECKING:
-    from adapterhub.algebra.rows import Floats, Sums, Workspace
+    from adapterhub.algebra.rows import Workspace
+
+__all__ = ["DTYPES", "LOW_KEPT", "FusePlan", "FuseReport", "ModuleReport", "check_copies", "fuse", "plan_fuse"]
 
 DTYPES: Mapping[str, str] = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# Below this much of Δ in the rounded weights, a wider dtype is worth its bytes.
-LOW_KEPT = 0.8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleReport:
-    """What became of one module's change. delta_norm: ‖Δ‖. kept, error: see rows.Sums.
-
-    truncation: what a combination lost by its rank before anything was rounded; None where nothing was cut.
-    """
-
-    module: str
-    tensor: str
-    rank: int
-    delta_norm: float
-    kept: float
-    error: float
-    truncation: Truncation | None = None
-
-    def to_data(self) -> dict[str, object]:
-        """Return plain JSON data."""
-        return {
-            "module": self.module,
-            "tensor": self.tensor,
-            "rank": self.rank,
-            "delta_norm": self.delta_norm,
-            "kept": self.kept,
-            "error": self.error,
-            "truncation_error": self.truncation.error if self.truncation else None,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FuseReport:
-    """What was written: files and bytes, and how much of the change survived the rounding, by module and over all."""
-
-    modules: tuple[ModuleReport, ...]
-    kept: float
-    error: float
-    files: tuple[str, ...]
-    size: int
-    untied: bool
-
-    @property
-    def low(self) -> tuple[ModuleReport, ...]:
-        """The modules that lost more than LOW_KEPT allows."""
-        return tuple(module for module in self.modules if module.kept < LOW_KEPT)
-
-    def to_data(self) -> dict[str, object]:
-        """Return plain JSON data."""
-        return {
-            "kept": self.kept,
-            "error": self.error,
-            "files": list(self.files),
-            "bytes": self.size,
-            "untied": self.untied,
-            "modules": [module.to_data() for module in self.modules],
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Write:
-    """One tensor of the output: where its values come from, and what happens to them."""
-
-    spec: TensorSpec
-    source: TensorInfo
-    edit: Edit | None = None
-
-    @property
-    def copied(self) -> bool:
-        """True when the bytes stay as they are."""
-        changed = self.edit is not None and (self.edit.delta or self.edit.whole)
-        return not changed and self.spec.dtype == self.source.dtype
+# More threads than this wait for the disk and for each other's turn in Python.
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +48,26 @@ class FusePlan:
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(_nbytes(write.spec) for writes in self.files.values() for write in writes)
+        return sum(write.nbytes for writes in self.files.values() for write in writes)
+
+    @property
+    def stored(self) -> Mapping[str, str]:
+        """The dtypes of the floating-point tensors that will be written, by name."""
+        specs = [write.spec for writes in self.files.values() for write in writes]
+        return {spec.name: spec.dtype for spec in specs if spec.dtype in FLOAT_DTYPES}
 
 
-def plan_fuse(base: Path, delta: StackDelta, config: Mapping[str, object], *, dtype: str | None = None) -> FusePlan:
-    """Lay out the output: same shards and names as the base, `dtype` for its floating-point tensors (None: as it is).
+def plan_fuse(
+    base: Path,
+    delta: StackDelta | Changes,
+    config: Mapping[str, object],
+    *,
+    dtype: str | None = None,
+    max_shard_size: int | None = None,
+) -> FusePlan:
+    """Lay out the output: names as in the base, `dtype` for its floating-point tensors (None: as it is).
+
+    max_shard_size: bytes a file; None keeps the base's shards.
 
     Raises:
         UsageError: the dtype is none of DTYPES.
@@ -133,167 +78,115 @@ def plan_fuse(base: Path, delta: StackDelta, config: Mapping[str, object], *, dt
     checkpoint = open_checkpoint(base)
     binding = bind(delta, checkpoint, config)
     wanted = DTYPES[dtype] if dtype else None
-    single = len(checkpoint.files) == 1 and checkpoint.index_name is None
-    by_file: dict[str, dict[str, Write]] = {}
-    names = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
-    names |= {name: binding.edits[name].source for name in binding.added}
-    for name, source in names.items():
-        file = SINGLE_FILE if single else source.file
-        spec = TensorSpec(name=name, dtype=_output_dtype(source, wanted), shape=source.shape)
-        by_file.setdefault(file, {})[name] = Write(spec=spec, source=source, edit=binding.edits.get(name))
-    files = {
-        file: tuple(writes[item.name] for item in aligned_order(write.spec for write in writes.values()))
-        for file, writes in sorted(by_file.items())
-    }
-    return FusePlan(checkpoint=checkpoint, binding=binding, files=files)
+    sources = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
+    sources |= {name: binding.edits[name].source for name in binding.added}
+    writes = []
+    for name, source in sources.items():
+        edit = binding.edits.get(name)
+        shape = edit.whole.tensor.shape if edit is not None and edit.whole is not None else source.shape
+        spec = TensorSpec(name=name, dtype=_output_dtype(source, wanted), shape=shape)
+        writes.append(Write(spec=spec, source=source, edit=edit))
+    return FusePlan(checkpoint=checkpoint, binding=binding, files=lay_out(writes, checkpoint, max_shard_size))
 
 
-def fuse(plan: FusePlan, folder: Path, *, progress: Progress = SILENT) -> FuseReport:
+def default_workers(plan: FusePlan) -> int:
+    """Return how many threads a merge takes: the processors there are, but no more than there is work for."""
+    from adapterhub.algebra.streaming import PIECE_BYTES
+
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(processors, MOST_WORKERS, plan.size // PIECE_BYTES))
+
+
+def fuse(
+    plan: FusePlan,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    link: bool = False,
+    kept: Mapping[str, Sequence[ModuleReport]] | None = None,
+    finished: Callable[[str, Sequence[ModuleReport]], None] | None = None,
+    progress: Progress = SILENT,
+) -> FuseReport:
     """Write the planned weights (and the index of a sharded checkpoint) into a folder that exists.
 
     The caller makes the folder appear at once, whole or not at all (files.new_folder).
 
+    Args:
+        workers: threads; by default `default_workers`.
+        link: hard-link files in which nothing changes, instead of copying them.
+        kept: files that lie in the folder already, whole, with what was measured of them.
+        finished: told of every file that is written and synced.
+
     Raises:
+        UsageError: workers is no number of threads.
         IncompatibleError: factors or results are not finite, or a package's copy of a base tensor is another.
         IntegrityError: a file is shorter than its header said. LocalIOError: the disk said no.
     """
-    from adapterhub.algebra.rows import CHUNK_ELEMENTS, Sums, Workspace
+    from queue import SimpleQueue
+    from threading import Lock
 
+    from adapterhub.algebra.rows import CHUNK_ELEMENTS, Workspace
+    from adapterhub.algebra.streaming import Stream
+
+    count = default_workers(plan) if workers is None else workers
+    if count < 1:
+        raise UsageError(f"{count} threads cannot merge anything", where="--workers", hint="--workers 1 or more")
     widest = max((w.spec.shape[-1] for ws in plan.files.values() for w in ws if w.spec.shape), default=1)
-    space = Workspace(max(CHUNK_ELEMENTS, widest))
+    spaces: SimpleQueue[Workspace] = SimpleQueue()
+    for _ in range(count):
+        spaces.put(Workspace(max(CHUNK_ELEMENTS, widest)))
+    kept, lock = dict(kept or {}), Lock()
+    forget()
     with progress.task("merging", total=plan.size, unit="B") as task:
-        run = _Run(plan=plan, folder=folder, space=space, reports=[], total=Sums(), advance=task.advance)
-        check_copies(plan, space)
-        for file in plan.files:
-            run.write_file(file)
-    if plan.checkpoint.index_name is not None:
-        _write_index(plan, folder)
+
+        def advance(amount: int) -> None:
+            with lock:
+                task.advance(amount)
+
+        stream = Stream(
+            checkpoint=plan.checkpoint,
+            files=plan.files,
+            folder=folder,
+            spaces=spaces,
+            advance=advance,
+            finished=finished or _unheard,
+            link=link,
+        )
+        check_copies(plan)
+        advance(sum(write.nbytes for file in kept for write in plan.files[file]))
+        try:
+            stream.write([file for file in plan.files if file not in kept], count)
+        finally:
+            forget()
+    if tuple(plan.files) != (SINGLE_FILE,):
+        write_index(plan.files, folder)
+    return _report(plan, {**kept, **stream.reports}, tuple(stream.linked), tuple(kept))
+
+
+def _unheard(file: str, reports: Sequence[ModuleReport]) -> None:
+    del file, reports
+
+
+def _report(
+    plan: FusePlan, found: Mapping[str, Sequence[ModuleReport]], linked: tuple[str, ...], resumed: tuple[str, ...]
+) -> FuseReport:
+    modules = sorted((report for reports in found.values() for report in reports), key=lambda report: report.module)
+    total = Sums()
+    for module in modules:
+        total.add(module.sums)
+    edits = plan.binding.edits
     return FuseReport(
-        modules=tuple(sorted(run.reports, key=lambda report: report.module)),
-        kept=run.total.kept,
-        error=run.total.error,
+        modules=tuple(modules),
+        kept=total.kept,
+        error=total.error,
         files=tuple(plan.files),
         size=plan.size,
         untied=plan.binding.untied,
+        replaced=tuple(sorted(name for name, edit in edits.items() if edit.whole is not None)),
+        linked=tuple(sorted(linked)),
+        resumed=resumed,
+        vocabulary=plan.binding.vocabulary,
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Run:
-    """One execution of a plan: the buffers, and what has been measured so far."""
-
-    plan: FusePlan
-    folder: Path
-    space: Workspace
-    reports: list[ModuleReport]
-    total: Sums
-    advance: Callable[[int], None]
-
-    def write_file(self, file: str) -> None:
-        """Write one shard."""
-        target_path, writes = self.folder / file, self.plan.files[file]
-        specs = [write.spec for write in writes]
-        prefix, _ = layout(file, specs, {"format": "pt"})
-        with ExitStack() as stack, local_io(target_path, "write the merged weights"):
-            target_path.parent.mkdir(parents=True, exist_ok=True)
-            target = stack.enter_context(target_path.open("xb", buffering=0))
-            sources: dict[str, BinaryIO] = {}
-            write_all(target, prefix)
-            for first, count in _runs(writes):
-                write = writes[first]
-                name = write.source.file
-                if name not in sources:
-                    sources[name] = stack.enter_context(open_regular(self.plan.checkpoint.directory / name))
-                if write.copied:
-                    last = writes[first + count - 1].source
-                    self._copy(sources[name], target, write.source, last.end - write.source.start)
-                elif write.edit is not None and write.edit.delta is not None:
-                    self._merge(sources[name], target, write, write.edit)
-                elif write.edit is not None and write.edit.whole is not None:
-                    whole = write.edit.whole
-                    with open_regular(whole.file) as handle:
-                        self._convert(handle, target, whole.tensor, write.spec)
-                else:
-                    self._convert(sources[name], target, write.source, write.spec)
-
-    def _copy(self, source: BinaryIO, target: BinaryIO, tensor: TensorInfo, count: int) -> None:
-        from adapterhub.algebra.rows import ends_early
-
-        if copy_bytes(source, target, tensor.start, count, self.advance) != count:
-            raise ends_early(tensor)
-
-    def _convert(self, source: BinaryIO, target: BinaryIO, tensor: TensorInfo, spec: TensorSpec) -> None:
-        """Write a tensor in another dtype."""
-        for first in range(0, tensor.elements, self.space.elements):
-            count = min(self.space.elements, tensor.elements - first)
-            data, _ = self.space.rounded(self.space.read(source, tensor, first, count), spec.dtype, spec.name)
-            write_all(target, data)
-            self.advance(len(data))
-
-    def _merge(self, source: BinaryIO, target: BinaryIO, write: Write, edit: Edit) -> None:
-        """Write W + Δ, rounded once, and measure what is left of Δ."""
-        from adapterhub.algebra.rows import Sums, measure
-
-        assert edit.delta is not None
-        low, tensor, sums = edit.delta.load(), write.source, Sums()
-        scales = self._magnitude_scales(source, tensor, low, edit) if low.magnitude is not None else None
-        for rows in self._row_ranges(tensor):
-            base = self._read_rows(source, tensor, rows)
-            new, delta = self.space.changed(base, low, rows, transposed=edit.transposed)
-            if scales is not None:
-                new *= scales[None, :] if edit.transposed else scales[rows, None]
-                delta[:] = new - base.reshape(new.shape)
-            data, rounded = self.space.rounded(new, write.spec.dtype, edit.delta.module)
-            write_all(target, data)
-            self.advance(len(data))
-            sums.add(measure(base, delta, rounded))
-        if not math.isfinite(sums.made):
-            raise IncompatibleError(
-                "the merged weight is not finite: the base or the adapter is broken, or their sum too large",
-                where=edit.delta.module,
-                hint="try --dtype float32",
-            )
-        self.total.add(sums)
-        self.reports.append(
-            ModuleReport(
-                module=edit.delta.module,
-                tensor=write.spec.name,
-                rank=edit.delta.rank,
-                delta_norm=math.sqrt(sums.wanted),
-                kept=sums.kept,
-                error=sums.error,
-                truncation=low.truncation,
-            )
-        )
-
-    def _magnitude_scales(self, source: BinaryIO, tensor: TensorInfo, low: LowRank, edit: Edit) -> Floats:
-        """Return DoRA's m / ‖W + ΔW‖, (out,): a pass over the tensor of its own."""
-        import numpy as np
-
-        assert low.magnitude is not None
-        squares = np.zeros(low.b.shape[0], np.float64)
-        for rows in self._row_ranges(tensor):
-            new, _ = self.space.changed(self._read_rows(source, tensor, rows), low, rows, transposed=edit.transposed)
-            if edit.transposed:
-                squares += np.einsum("io,io->o", new, new, dtype=np.float64)
-            else:
-                squares[rows] = np.einsum("oi,oi->o", new, new, dtype=np.float64)
-        norms = np.sqrt(squares)
-        if not norms.all():
-            raise IncompatibleError(
-                "a row of the weight is zero, which DoRA cannot scale", where=low.module, hint="is it the right base?"
-            )
-        scales: Floats = (low.magnitude / norms).astype(np.float32)
-        return scales
-
-    def _row_ranges(self, tensor: TensorInfo) -> Iterator[slice]:
-        rows, columns = tensor.shape
-        step = self.space.rows_at_once(columns)
-        return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
-
-    def _read_rows(self, source: BinaryIO, tensor: TensorInfo, rows: slice) -> Floats:
-        columns = tensor.shape[1]
-        return self.space.read(source, tensor, rows.start * columns, (rows.stop - rows.start) * columns)
 
 
 def check_copies(plan: FusePlan, space: Workspace | None = None) -> None:
@@ -317,25 +210,8 @@ def check_copies(plan: FusePlan, space: Workspace | None = None) -> None:
                     raise IncompatibleError(
                         "carries its own embedding, and it is not this base's: its vocabulary was changed",
                         where=f"{whole.label}: {whole.name}",
-                        hint="merge it alone, with the tool it was made with",
+                        hint="is it the right base model? one that was trained along is named by modules_to_save",
                     )
-
-
-def _runs(writes: tuple[Write, ...]) -> Iterator[tuple[int, int]]:
-    """Yield (first, count): tensors copied from bytes that follow each other go in one piece, all others alone."""
-    first = 0
-    while first < len(writes):
-        last = first
-        while (
-            writes[first].copied
-            and last + 1 < len(writes)
-            and writes[last + 1].copied
-            and writes[last + 1].source.file == writes[last].source.file
-            and writes[last + 1].source.start == writes[last].source.end
-        ):
-            last += 1
-        yield first, last + 1 - first
-        first = last + 1
 
 
 def _output_dtype(source: TensorInfo, wanted: str | None) -> str:
@@ -348,17 +224,3 @@ def _output_dtype(source: TensorInfo, wanted: str | None) -> str:
             f"is {source.dtype}, which cannot be converted", where=source.name, hint="leave out --dtype"
         )
     return source.dtype
-
-
-def _nbytes(spec: TensorSpec) -> int:
-    from adapterhub.weights.header import byte_size
-
-    return byte_size(spec.dtype, spec.shape) or 0
-
-
-def _write_index(plan: FusePlan, folder: Path) -> None:
-    """Write the index that says which shard holds which tensor."""
-    weight_map = {write.spec.name: file for file, writes in plan.files.items() for write in writes}
-    index = {"metadata": {"total_size": plan.size}, "weight_map": dict(sorted(weight_map.items()))}
-    with local_io(folder / INDEX_FILE, "write the index"):
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -192,7 +192,7 @@ def _group(
     header: Header, source: Source, file: Path
 ) -> tuple[dict[str, dict[str, TensorInfo]], dict[str, WholeTensor]]:
     """Sort tensors into parts by module, and those of modules_to_save by name."""
-    saved = [re.compile(rf"(?:^|.*\.){name}(?:$|\..*)") for name in source.spec.modules_to_save]
+    saved = [re.compile(rf".*{re.escape(name)}\..+") for name in source.spec.modules_to_save]
     grouped: dict[str, dict[str, TensorInfo]] = {}
     whole: dict[str, WholeTensor] = {}
     strangers = []

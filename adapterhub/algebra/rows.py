@@ -5,48 +5,24 @@ Everything is float32 inside; a value is rounded once, to nearest and to even on
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapterhub.algebra.delta import LowRank
+from adapterhub.algebra.reports import Sums
 from adapterhub.errors import IncompatibleError, IntegrityError
 from adapterhub.weights import TensorInfo
+
+if TYPE_CHECKING:
+    from adapterhub.algebra.rewrites import Rewrite
 
 Floats = NDArray[np.float32]
 
 # A megabyte a buffer: all of them stay in the cache between one step and the next.
 CHUNK_ELEMENTS = 1 << 18
 _WIDTH = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-
-
-@dataclass(slots=True)
-class Sums:
-    """Sums over elements: Δ·Δ, Δ·(kept change), (kept change)²; what is reported of a module comes from these."""
-
-    wanted: float = 0.0
-    along: float = 0.0
-    made: float = 0.0
-
-    @property
-    def kept(self) -> float:
-        """How much of Δ is in the rounded weight: the projection of the made change on Δ, 1.0 when nothing is lost."""
-        return self.along / self.wanted if self.wanted else 1.0
-
-    @property
-    def error(self) -> float:
-        """‖made change − Δ‖ / ‖Δ‖."""
-        rest = max(self.made - 2 * self.along + self.wanted, 0.0)
-        return math.sqrt(rest / self.wanted) if self.wanted else 0.0
-
-    def add(self, other: Sums) -> None:
-        """Add another module's sums."""
-        self.wanted += other.wanted
-        self.along += other.along
-        self.made += other.made
 
 
 class Workspace:
@@ -91,6 +67,13 @@ class Workspace:
         delta, new = self._delta[: len(base)].reshape(shape), self._new[: len(base)].reshape(shape)
         np.matmul(left, right, out=delta)
         np.add(base.reshape(shape), delta, out=new)
+        return new, delta
+
+    def rewritten(self, base: Floats, rewrite: Rewrite, rows: slice, *, transposed: bool) -> tuple[Floats, Floats]:
+        """Return W' and W' − W for the rows of a stored weight, by another method than a sum of factors."""
+        matrix = base.reshape(rows.stop - rows.start, -1)
+        delta, new = (room[: len(base)].reshape(matrix.shape) for room in (self._delta, self._new))
+        rewrite.apply(matrix, rows, delta, new, transposed=transposed)
         return new, delta
 
     def rounded(self, new: Floats, dtype: str, where: str) -> tuple[memoryview, Floats]:

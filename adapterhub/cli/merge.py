@@ -31,6 +31,16 @@ _OUT = ""
     metavar="[DIRECTORY]",
     help="Write the stack as one LoRA adapter, into this folder or that of --out, instead of merged weights.",
 )
+@click.option("--max-shard-size", metavar="SIZE", help="Cut the weights into files of at most this, as 2GB.")
+@click.option("--workers", type=int, metavar="N", help="Threads. Default: one a processor, where there is work for it.")
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Hard-link files in which nothing changes to the base's: no space, but who edits one edits both.",
+)
+@click.option(
+    "--verify", is_flag=True, help="Run the result against the stack on a few prompts; keep it only if they agree."
+)
 @yes_option
 @options.dry_run_option
 @options.json_option
@@ -46,6 +56,10 @@ def command(
     out: Path | None,
     dtype: str | None,
     as_adapter: str | None,
+    max_shard_size: str | None,
+    workers: int | None,
+    link: bool,
+    verify: bool,
     yes: bool,
     dry_run: bool,
     as_json: bool,
@@ -67,6 +81,10 @@ def command(
             parameters=parameters,
             dtype=dtype,
             as_adapter=as_adapter is not None,
+            max_shard_size=max_shard_size,
+            workers=workers,
+            link=link,
+            verify=verify,
             settings=settings,
         )
 
@@ -86,12 +104,16 @@ def command(
         console.print_json(result.to_data())
         return
     console.say(f"wrote {folder} ({console.human_size(plan.size)}, {plan.output_dtype})")
+    if result.report is not None and result.report.resumed:
+        console.say(f"{len(result.report.resumed)} of its files were written by a merge that was killed")
     if result.truncation is not None and (note := truncation_note(plan.load.rule, result.truncation)) not in (
         result.warnings
     ):
         console.say(note)
     if result.report is not None:
         console.say(f"{result.report.kept:.1%} of the adapters' change is in the rounded weights")
+    if result.agreement is not None:
+        console.say(result.agreement.sentence)
 
 
 def _folder(out: Path | None, as_adapter: str | None) -> Path:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub import __version__
+from adapterhub.algebra.reports import LOW_KEPT
+from adapterhub.catalog.methods import METHODS
 from adapterhub.documents import read_json
 from adapterhub.files import local_io, write_atomic
 from adapterhub.fingerprints import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, chat_template_digest
@@ -18,8 +20,9 @@ from adapterhub.spec.manifest import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from adapterhub.algebra.delta import Truncation
-    from adapterhub.algebra.fuse import FuseReport
+    from adapterhub.algebra.reports import FuseReport
     from adapterhub.catalog.combinations import Rule
+    from adapterhub.engine.agreement import Agreement
     from adapterhub.environment import ActiveLayer
 
 # What a plain transformers user needs of the base; weights, cards and code are left behind.
@@ -29,9 +32,13 @@ LICENSE_BEGINNINGS = ("license", "licence", "notice", "copying", "use_policy")
 TEMPLATES_FOLDER = "additional_chat_templates"
 
 
-def write_config(config: Mapping[str, object], folder: Path, *, untied: bool, dtype: str | None) -> None:
-    """Write config.json as the base has it, but for what the merge changed."""
+def write_config(
+    config: Mapping[str, object], folder: Path, *, untied: bool, dtype: str | None, vocabulary: int | None = None
+) -> None:
+    """Write config.json as the base has it, but for what the merge changed; `vocabulary`: rows of new embeddings."""
     changed = dict(config)
+    if vocabulary is not None:
+        changed["vocab_size"] = vocabulary
     if untied:
         changed["tie_word_embeddings"] = False
     if dtype is not None:
@@ -103,10 +110,12 @@ def write_card(
     report: FuseReport | None,
     truncation: Truncation | None,
     dtype: str,
+    agreement: Agreement | None = None,
 ) -> None:
     """Write README.md: what was merged into what, with digests, and what the rounding left of it.
 
-    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out.
+    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out. agreement: how
+    far the logits are from the stack's, where that was measured.
     Front matter: https://huggingface.co/docs/hub/model-cards.
     """
     front: dict[str, object] = {
@@ -126,16 +135,42 @@ def write_card(
     lines = ["---", *told, "---", "", f"# {name}", "", f"{what}, by adapterhub {__version__}.", ""]
     lines += ["## Adapters", "", "| Adapter | Version | Weight | Digest |", "|---|---|---|---|"]
     lines += [_row(layer) for layer in layers]
-    lines += ["", f"Combined by `{rule}` ({rule.row.paper}), in float32, rounded once to {dtype}.", ""]
+    lines += ["", f"{_how(layers, rule)}, in float32, rounded once to {dtype}.", ""]
     if truncation is not None:
         lines += [f"The rank of the combined change leaves out {truncation.error:.1%} of it.", ""]
     if report is not None:
-        lines += [f"Of the adapters' change, {report.kept:.1%} is in the rounded weights.", ""]
+        lines += [_survived(report), ""]
+        if report.replaced:
+            lines += [f"Taken whole from the adapter: {', '.join(map(_code, report.replaced))}.", ""]
+    if agreement is not None:
+        lines += [f"{agreement.sentence}.", ""]
     lines += ["## Base model", "", f"- id: {base.id}"]
     lines += [f"- revision: {base.revision}"] if base.revision else []
     lines += [f"- weights: `{base.fingerprints.weights}`"] if base.fingerprints.weights else []
     lines += ["", "## Use", "", *_use(report is not None, base), ""]
     write_atomic(folder / CARD_FILE, "\n".join(lines).encode())
+
+
+def _how(layers: Sequence[ActiveLayer], rule: Rule) -> str:
+    """Say how the adapters became a change of the weights."""
+    method = METHODS.get(layers[0].package.manifest.method or "") if len(layers) == 1 else None
+    if method is not None and method.peft_type != "LORA":
+        return f"Changed by `{method.name}` ({method.paper})"
+    return f"Combined by `{rule}` ({rule.row.paper})"
+
+
+def _survived(report: FuseReport) -> str:
+    """Say how much of the change is in the rounded weights, and where little of it is."""
+    text = f"Of the adapters' change, {report.kept:.1%} is in the rounded weights."
+    if not report.low:
+        return text
+    worst = min(report.low, key=lambda module: module.kept)
+    few = f"{len(report.low)} of {len(report.modules)} modules kept less than {LOW_KEPT:.0%} of theirs"
+    return f"{text} {few}, {_code(worst.module)} least ({worst.kept:.0%})."
+
+
+def _code(name: str) -> str:
+    return f"`{name}`"
 
 
 def _count(layers: Sequence[ActiveLayer]) -> str:

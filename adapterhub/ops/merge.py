@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,23 +12,27 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
+from adapterhub import __version__
 from adapterhub.environment import find_environment
-from adapterhub.errors import LocalIOError, UsageError
+from adapterhub.errors import LocalIOError, UnsatisfiedError, UsageError
 from adapterhub.files import new_folder
 from adapterhub.fingerprints import read_config
 from adapterhub.ops import _merged
 from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops._unfinished import Unfinished, merging_into
 from adapterhub.ops.load import LoadPlan, layer_data, layer_label, parse_stack, plan_load, truncation_note
 from adapterhub.package import derive_manifest, name_of_folder, write_manifest
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec._decode import freeze
+from adapterhub.spec.digest import canonical_json
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.stack import Parameters, Stack
 
 if TYPE_CHECKING:
     from adapterhub.algebra.delta import StackDelta, Truncation
     from adapterhub.algebra.fuse import FusePlan, FuseReport
+    from adapterhub.engine.agreement import Agreement
     from adapterhub.spec._decode import Frozen
 
 # A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
@@ -38,15 +43,29 @@ MUCH_TRUNCATED = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergePlan(Plan):
-    """What will be written where. fuse: the output's tensors, made from headers alone. as_adapter: factors only."""
+    """What will be written where. fuse: the output's tensors, made from headers alone.
+
+    delta: the factors of a merged adapter, None for merged weights. ranks: of what is added. workers: threads, None for
+    as many as there is work for. link: files in which nothing changes are links to the base's. verify: the result is
+    run against the stack before it counts.
+    """
 
     load: LoadPlan
     out: Path
-    delta: StackDelta
     fuse: FusePlan
+    delta: StackDelta | None = None
+    ranks: tuple[int, ...] = ()
     dtype: str | None = None
-    as_adapter: bool = False
     size: int = 0
+    max_shard_size: int | None = None
+    workers: int | None = None
+    link: bool = False
+    verify: bool = False
+
+    @property
+    def as_adapter(self) -> bool:
+        """True when factors alone are written, as one adapter."""
+        return self.delta is not None
 
     @property
     def output_dtype(self) -> str:
@@ -55,14 +74,16 @@ class MergePlan(Plan):
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return base, stack, combination, dtype and how many tensors change."""
-        ranks = sorted({module.rank for module in self.delta.modules.values()})
+        ranks = self.ranks
         rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "none"
+        files = () if self.as_adapter else (("files", f"{len(self.fuse.files)}"),)
         return (
             ("base", f"{self.load.base.ref.id} ({self.load.base.path})"),
             ("stack", ", ".join(map(layer_label, self.load.stack.layers))),
             ("combination", str(self.load.rule)),
             ("changes", f"{len(self.fuse.binding.edits)} tensors, rank {rank}"),
             ("dtype", self.output_dtype),
+            *files,
             ("output", f"{self.out} ({'one adapter' if self.as_adapter else 'a full checkpoint'})"),
         )
 
@@ -77,6 +98,7 @@ class MergePlan(Plan):
             "as_adapter": self.as_adapter,
             "dtype": self.output_dtype,
             "bytes": self.size,
+            "files": [] if self.as_adapter else list(self.fuse.files),
         }
 
 
@@ -84,13 +106,15 @@ class MergePlan(Plan):
 class MergeResult:
     """What was written. report: how much of every module's change survived the rounding; None for an adapter.
 
-    truncation: what the combination lost by its rank before that; None where nothing was cut.
+    truncation: what the combination lost by its rank before that; None where nothing was cut. agreement: how far the
+    result's logits are from the stack's; None where that was not asked for.
     """
 
     path: Path
     plan: MergePlan
     report: FuseReport | None = None
     truncation: Truncation | None = None
+    agreement: Agreement | None = None
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -123,6 +147,7 @@ class MergeResult:
             "bytes": self.plan.size,
             "warnings": [*self.plan.warnings, *self.warnings],
             "report": self.report.to_data() if self.report else None,
+            "agreement": self.agreement.to_data() if self.agreement else None,
         }
 
 
@@ -135,6 +160,10 @@ def plan_merge(
     parameters: Parameters | None = None,
     dtype: str | None = None,
     as_adapter: bool = False,
+    max_shard_size: str | None = None,
+    workers: int | None = None,
+    link: bool = False,
+    verify: bool = False,
     settings: Settings | None = None,
     cwd: Path | None = None,
 ) -> MergePlan:
@@ -147,25 +176,42 @@ def plan_merge(
         stack, base, combination, parameters, settings, cwd: as `ops.load.plan_load`.
         dtype: `float32`, `bfloat16` or `float16`; None keeps the base's.
         as_adapter: write the stack as one LoRA in normal form rather than merged weights.
+        max_shard_size: of a file, as `2GB`; None keeps the base's files.
+        workers: threads; None for as many as there is work for.
+        link: hard-link files in which nothing changes to the base's, instead of copying them.
+        verify: run the result against the stack on a few prompts, and keep it only if they agree.
 
     Raises:
-        UsageError: no stack is named and none is the obvious one; a dtype that is none. LocalIOError: `out` holds
-        something, or the disk is too small. IncompatibleError: the stack does not fit the base, or is no sum of
-        low-rank changes. What `plan_load` raises.
+        UsageError: no stack is named and none is the obvious one; a dtype or a size that is none. LocalIOError: `out`
+        holds something, or the disk is too small. IncompatibleError: the stack does not fit the base, or does what no
+        merge can write. What `plan_load` raises.
     """
+    from adapterhub.algebra.changes import changes_of
     from adapterhub.algebra.combine import combine
     from adapterhub.algebra.fuse import plan_fuse
+    from adapterhub.algebra.read_alone import read_stack
+    from adapterhub.algebra.shards import read_size
 
     settings = settings if settings is not None else read_settings()
-    if as_adapter and dtype is not None:
-        raise UsageError("--dtype is for merged weights: an adapter's factors are float32", where=f"--dtype {dtype}")
+    given = {"--dtype": dtype, "--max-shard-size": max_shard_size, "--workers": workers}
+    given |= {"--link": link or None, "--verify": verify or None}
+    if as_adapter and (wrong := [name for name, value in given.items() if value is not None]):
+        raise UsageError(
+            f"{wrong[0]} is for merged weights: an adapter's factors are float32, in one small file",
+            where=" ".join(wrong),
+        )
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} threads cannot merge anything", where="--workers", hint="--workers 1 or more")
+    limit = None if max_shard_size is None else read_size(max_shard_size)
     chosen = parse_stack(stack, combination=combination, parameters=parameters)
     _require_stack(chosen, settings, cwd)
     _require_free(out)
     load = plan_load(stack, base=base, combination=combination, parameters=parameters, settings=settings, cwd=cwd)
-    delta = combine([(layer.package, layer.weight) for layer in load.stack.layers], load.rule)
-    fuse = plan_fuse(load.base.path, delta, read_config(load.base.path), dtype=dtype)
-    size = _adapter_size(delta) if as_adapter else fuse.size
+    layers = [(layer.package, layer.weight) for layer in load.stack.layers]
+    delta = combine(layers, load.rule) if as_adapter else None
+    changes = changes_of(delta) if delta is not None else read_stack(layers, load.rule)
+    fuse = plan_fuse(load.base.path, changes, read_config(load.base.path), dtype=dtype, max_shard_size=limit)
+    size = _adapter_size(delta) if delta is not None else fuse.size
     _require_space(out, size)
     read = Step(action="read", subject=load.base.ref.id, detail=load.base.dtype, size=load.base.size)
     adds = tuple(
@@ -177,51 +223,132 @@ def plan_merge(
         warnings=load.warnings,
         load=load,
         out=out,
-        delta=delta,
         fuse=fuse,
+        delta=delta,
+        ranks=changes.ranks,
         dtype=dtype,
-        as_adapter=as_adapter,
         size=size,
+        max_shard_size=limit,
+        workers=workers,
+        link=link,
+        verify=verify,
     )
 
 
 def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
     """Write what was planned; the output folder appears when it is whole, or not at all.
 
+    A merge that was killed is gone on with: the files that it finished are taken over.
+
     Raises:
         IncompatibleError: an adapter or a merged weight is not finite, or does not fit float16.
         IntegrityError: a file changed since it was planned. LocalIOError: the disk said no.
+        UnsatisfiedError: the result was to be verified, and does not agree with the stack.
     """
     limit_blas_threads(plan.load.threads)
-    with new_folder(plan.out) as folder:
-        report = None
-        if plan.as_adapter:
-            truncation = _write_adapter(plan, folder, progress)
-        else:
-            report = _write_model(plan, folder, progress)
-            truncation = _total(module.truncation for module in report.modules)
-        load = plan.load
-        _merged.write_card(
-            folder,
-            name_of_folder(plan.out),
-            load.base.ref,
-            load.stack.layers,
-            load.rule,
-            report=report,
-            truncation=truncation,
-            dtype=plan.output_dtype,
-        )
-    return MergeResult(path=plan.out, plan=plan, report=report, truncation=truncation)
+    if plan.delta is not None:
+        with new_folder(plan.out) as folder:
+            truncation = _write_adapter(plan, plan.delta, folder, progress)
+            _write_card(plan, folder, truncation)
+        return MergeResult(path=plan.out, plan=plan, truncation=truncation)
+    with merging_into(plan.out, _inputs(plan)) as work:
+        report = _write_model(plan, work, progress)
+        truncation = _total(module.truncation for module in report.modules)
+        agreement = _verified(plan, work.out, progress) if plan.verify else None
+        _write_card(plan, work.out, truncation, report=report, agreement=agreement)
+    return MergeResult(path=plan.out, plan=plan, report=report, truncation=truncation, agreement=agreement)
 
 
-def _write_model(plan: MergePlan, folder: Path, progress: Progress) -> FuseReport:
+def _write_model(plan: MergePlan, work: Unfinished, progress: Progress) -> FuseReport:
     from adapterhub.algebra.fuse import fuse
 
     base = plan.load.base.path
-    report = fuse(plan.fuse, folder, progress=progress)
-    _merged.write_config(read_config(base), folder, untied=report.untied, dtype=plan.dtype)
-    _merged.copy_side_files(base, folder, tokenizer=plan.load.tokenizer)
+    report = fuse(
+        plan.fuse,
+        work.out,
+        workers=plan.workers,
+        link=plan.link,
+        kept=work.kept,
+        finished=work.finished,
+        progress=progress,
+    )
+    _merged.write_config(
+        read_config(base), work.out, untied=report.untied, dtype=plan.dtype, vocabulary=report.vocabulary
+    )
+    _merged.copy_side_files(base, work.out, tokenizer=plan.load.tokenizer)
     return report
+
+
+def _write_card(
+    plan: MergePlan,
+    folder: Path,
+    truncation: Truncation | None,
+    *,
+    report: FuseReport | None = None,
+    agreement: Agreement | None = None,
+) -> None:
+    load = plan.load
+    _merged.write_card(
+        folder,
+        name_of_folder(plan.out),
+        load.base.ref,
+        load.stack.layers,
+        load.rule,
+        report=report,
+        truncation=truncation,
+        dtype=plan.output_dtype,
+        agreement=agreement,
+    )
+
+
+def _inputs(plan: MergePlan) -> str:
+    """Return a digest of all that the bytes of the output depend on, and of the base's files as they are now."""
+    base = plan.load.base.path
+    status = {file: (base / file).stat() for file in plan.fuse.checkpoint.files}
+    facts = {
+        "adapterhub": __version__,
+        "base": {file: [found.st_size, found.st_mtime_ns] for file, found in status.items()},
+        "weights": str(plan.load.base.ref.fingerprints.weights),
+        "layers": [
+            [layer.weight, *sorted(f"{entry.path} {entry.digest}" for entry in layer.package.manifest.files)]
+            for layer in plan.load.stack.layers
+        ],
+        "rule": plan.load.rule.to_data(),
+        "files": {
+            file: [[write.spec.name, write.spec.dtype, list(write.spec.shape)] for write in writes]
+            for file, writes in plan.fuse.files.items()
+        },
+    }
+    return hashlib.sha256(canonical_json(facts)).hexdigest()
+
+
+def _verified(plan: MergePlan, folder: Path, progress: Progress) -> Agreement:
+    """Run what was written against the stack over its base.
+
+    Raises:
+        UnsatisfiedError: they differ by more than the dtype explains.
+    """
+    from adapterhub.engine.agreement import compare_logits
+
+    load = plan.load
+    agreement = compare_logits(
+        load.base,
+        [(layer.package, layer.weight) for layer in load.stack.layers],
+        load.rule,
+        merged=folder,
+        stored=plan.fuse.stored,
+        tokenizer=load.tokenizer,
+        threads=load.threads,
+        progress=progress,
+    )
+    if not agreement.ok:
+        raise UnsatisfiedError(
+            f"the merged weights are not the stack: their logits differ by {agreement.difference:.2e} of the largest, "
+            f"{agreement.bound:.0e} is what {plan.output_dtype} explains",
+            where=str(plan.out),
+            hint="nothing was kept; please report it, with the adapters' configs",
+        )
+    return agreement
 
 
 def _total(measured: Iterable[Truncation | None]) -> Truncation | None:
@@ -230,7 +357,7 @@ def _total(measured: Iterable[Truncation | None]) -> Truncation | None:
     return sum(found[1:], found[0]) if found else None
 
 
-def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> Truncation | None:
+def _write_adapter(plan: MergePlan, delta: StackDelta, folder: Path, progress: Progress) -> Truncation | None:
     from adapterhub.algebra.fuse import check_copies
     from adapterhub.algebra.normal_form import write_normal_form
 
@@ -238,7 +365,7 @@ def _write_adapter(plan: MergePlan, folder: Path, progress: Progress) -> Truncat
     check_copies(plan.fuse)
     cuts: list[Truncation | None] = []
     write_normal_form(
-        plan.delta,
+        delta,
         folder,
         base_model=base.id,
         loaded=lambda low: cuts.append(low.truncation),

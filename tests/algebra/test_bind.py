@@ -108,13 +108,17 @@ def test_an_untied_base_without_a_head_is_missing_it(tmp_path: Path) -> None:
         bound(head, base, tie_word_embeddings=False)
 
 
-def test_a_resized_vocabulary_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_that_was_resized_in_one_place_alone_is_refused(tmp_path: Path) -> None:
     base = tiny_llama(tmp_path / "base")
     adapter = tiny_lora(tmp_path / "a", base, manifest=False)
     longer = {"base_model.model.model.embed_tokens.weight": np.zeros((300, 32))}
     edit_tensors(adapter / "adapter_model.safetensors", lambda t: t | longer)
-    with pytest.raises(IncompatibleError, match="vocabulary resized"):
+    with pytest.raises(IncompatibleError, match="does not fit") as caught:
         bound(adapter, base)
+    assert caught.value.details == (
+        "the vocabulary was resized, and not everywhere alike: model.embed_tokens.weight 300; "
+        "lm_head.weight keeps the base's",
+    )
 
 
 def test_a_base_without_a_family_is_matched_by_its_names(tmp_path: Path) -> None:
@@ -134,6 +138,5 @@ def test_what_is_tied_by_default_agrees_with_transformers() -> None:
 
     from adapterhub.catalog.families import FAMILIES
 
-    causal = [word for family in FAMILIES if family.head for word in family.model_types]
-    tied = {word for word in causal if CONFIG_MAPPING[word]().tie_word_embeddings}
-    assert tied == set(TIED_BY_DEFAULT)
+    words = {word for family in FAMILIES if family.head for word in family.model_types} | set(TIED_BY_DEFAULT)
+    assert {word for word in words if CONFIG_MAPPING[word]().tie_word_embeddings} == set(TIED_BY_DEFAULT)

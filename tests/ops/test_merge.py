@@ -198,14 +198,14 @@ def test_a_failure_half_way_leaves_no_folder(project: Path, settings: Settings, 
 _SLOWLY = """
 import sys, time
 from pathlib import Path
-import adapterhub.algebra.fuse as fuse
+import adapterhub.algebra.streaming as streaming
 from adapterhub.ops.merge import merge, plan_merge
-write = fuse.write_all
+write = streaming.write_all
 def slowly(target, data):
     write(target, data)
     print("writing", flush=True)
     time.sleep(30)
-fuse.write_all = slowly
+streaming.write_all = slowly
 merge(plan_merge(Path("out"), stack="./a"))
 """
 

@@ -1,0 +1,203 @@
+"""Whether merged weights say what the stack says: logits of both on a few prompts, in float32.
+
+The stack is folded over its base in float32 by other code than the merge's (PEFT's own, where the method is not LoRA).
+Its weights are then rounded once, to the dtypes of what was written, so that only the order of sums may differ: the
+bound need not leave room for the rounding, which is measured beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapterhub.algebra.combine import combine
+from adapterhub.algebra.read_alone import stands_alone
+from adapterhub.engine.base import choose_device, load_base, set_threads, without_future_warnings
+from adapterhub.engine.fold import fold
+from adapterhub.engine.peft_adapter import other_method, put_on
+from adapterhub.engine.stack import own_tokenizer
+from adapterhub.errors import IncompatibleError
+from adapterhub.progress import SILENT, Progress
+from adapterhub.spec.lora import LoraSpec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from adapterhub.bases import BaseRecord
+    from adapterhub.catalog.combinations import Rule
+    from adapterhub.package import Package
+
+PROMPTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "¿Qué hago si tengo fiebre?",
+    "Q: A train leaves at 9:40 and arrives at 12:05. How long does it take?\nA:",
+)
+# Ids spread over the whole vocabulary, so that rows of embeddings which no prompt names are read too.
+SPREAD = 64
+# Of the largest logit: what another order of float32 sums makes, and what that makes of a rounding here and there.
+BOUND_EXACT, BOUND_ROUNDED = 1e-4, 2e-3
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far logits are apart, each as the largest difference over the largest logit.
+
+    difference: merged weights against the stack, rounded alike. bound: what that may be. rounding: merged weights
+    against the stack in float32. effect: the stack against the bare base. tokens: how many places were compared.
+    """
+
+    difference: float
+    bound: float
+    rounding: float
+    effect: float
+    tokens: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the bound; a NaN is not."""
+        return self.difference <= self.bound
+
+    @property
+    def sentence(self) -> str:
+        """What was found, in one line."""
+        return (
+            f"verified on {self.tokens} tokens: logits differ from the stack's by {self.difference:.1e} of the largest "
+            f"(rounding costs {self.rounding:.1e}, the stack changes {self.effect:.1e})"
+        )
+
+    def to_data(self) -> dict[str, object]:
+        """Return plain JSON data."""
+        return {
+            "difference": self.difference,
+            "bound": self.bound,
+            "rounding": self.rounding,
+            "effect": self.effect,
+            "tokens": self.tokens,
+            "ok": self.ok,
+        }
+
+
+def compare_logits(
+    record: BaseRecord,
+    layers: Sequence[tuple[Package, float]],
+    rule: Rule | None,
+    *,
+    merged: Path,
+    stored: Mapping[str, str],
+    tokenizer: Path | None = None,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+) -> Agreement:
+    """Run a stack over its base, then the folder of merged weights, one model in memory at a time.
+
+    stored: the dtypes of the merged tensors by name, in safetensors' words.
+
+    Raises:
+        IncompatibleError: the stack cannot be loaded over its base to compare with. What `load_base` raises.
+    """
+    import torch
+
+    set_threads(threads)
+    device = choose_device(None)
+    with torch.no_grad(), progress.task("verifying", total=3, unit="models") as task:
+        loaded = load_base(record, device=device, dtype=torch.float32)
+        words = loaded.tokenizer if tokenizer is None else own_tokenizer(tokenizer, loaded.tokenizer)
+        model: Any = loaded.model
+        probes = _probes(words, int(model.get_input_embeddings().weight.shape[0]))
+        bare = _logits(model, probes)
+        task.advance()
+        model = _with_stack(model, layers, rule)
+        exact = _logits(model, probes)
+        _round(model, stored)
+        rounded = _logits(model, probes)
+        task.advance()
+        del model, loaded
+        ours = _logits(load_base(replace(record, path=merged), device=device, dtype=torch.float32).model, probes)
+        task.advance()
+    same = set(stored.values()) <= {"F32", "F64"}
+    return Agreement(
+        difference=_apart(ours, rounded),
+        bound=BOUND_EXACT if same else BOUND_ROUNDED,
+        rounding=_apart(ours, exact),
+        effect=_apart(exact, bare),
+        tokens=sum(len(item) for item in ours),
+    )
+
+
+def _with_stack(model: Any, layers: Sequence[tuple[Package, float]], rule: Rule | None) -> Any:
+    """Return the model with the stack in its weights."""
+    if len(layers) != 1 or not stands_alone(layers[0][0]):
+        fold(model, combine(layers, rule))
+        return model
+    method = other_method(layers, rule)
+    return put_on(model, layers[0][0], method) if method is not None else _merged_by_peft(model, layers[0][0])
+
+
+def _merged_by_peft(model: Any, package: Package) -> Any:
+    """Return the model with a LoRA that trained more than factors in its weights."""
+    from peft import PeftModel
+
+    spec = LoraSpec.from_hyperparameters(package.config)
+    for name, _ in model.named_modules():
+        # A stranger's expressions are matched first by what can be stopped; PEFT's `re` cannot.
+        if spec.matches(name):
+            spec.rank_of(name)
+            spec.alpha_of(name)
+    try:
+        with without_future_warnings():
+            peft: Any = PeftModel.from_pretrained(model, str(package.path), torch_device="cpu")
+            return peft.merge_and_unload(safe_merge=True)
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:
+        raise IncompatibleError(
+            f"PEFT cannot load it over this base, so that there is nothing to compare with: {str(error)[:300]}",
+            where=str(package.path),
+            hint="leave out --verify",
+        ) from error
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[list[int]]:
+    """Return lists of token ids below `rows`."""
+    texts = [[int(item) for item in tokenizer(text)["input_ids"]] for text in PROMPTS]
+    spread = [index * rows // SPREAD for index in range(SPREAD)]
+    return [ids for ids in ([item for item in text if item < rows] for text in (*texts, spread)) if ids]
+
+
+def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return each probe's logits, (tokens, vocabulary), on the CPU."""
+    import torch
+
+    model.eval()
+    place = model.get_input_embeddings().weight.device
+    return [model(input_ids=torch.tensor([list(ids)], device=place)).logits[0].float().cpu() for ids in probes]
+
+
+def _round(model: Any, stored: Mapping[str, str]) -> None:
+    """Round a float32 model's weights to what is stored of them, in place."""
+    import torch
+
+    usual = Counter(stored.values()).most_common(1)[0][0] if stored else "F32"
+    prefix = f"{model.base_model_prefix}."
+    for name, parameter in model.named_parameters():
+        names = (name, name.removeprefix(prefix), prefix + name)
+        word = next((stored[candidate] for candidate in names if candidate in stored), usual)
+        dtype = getattr(torch, _TORCH_NAMES.get(word, "float32"))
+        if dtype not in (torch.float32, torch.float64):
+            parameter.data.copy_(parameter.data.to(dtype))
+
+
+def _apart(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Return the largest difference over the largest logit; a vocabulary that grew counts as far as both go."""
+    import torch
+
+    largest = max(float(item.abs().max()) for item in other)
+    worst = torch.tensor(0.0)
+    for first, second in zip(one, other, strict=True):
+        width = min(first.shape[1], second.shape[1])
+        worst = torch.maximum(worst, (first[:, :width] - second[:, :width]).abs().max())
+    return float(worst) / largest

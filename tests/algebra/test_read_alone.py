@@ -1,0 +1,178 @@
+"""Every method merged by itself, tensor by tensor against PEFT's own merge_and_unload of the same file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adapterhub.algebra.fuse import FuseReport, fuse, plan_fuse
+from adapterhub.algebra.read_alone import read_alone
+from adapterhub.package import open_package
+from tests.factory import edit_tensors, read_tensors, tiny_gpt2, tiny_llama
+
+pytestmark = pytest.mark.engine
+
+LINEAR = {"llama": ["q_proj", "k_proj", "down_proj"], "gpt2": ["c_attn", "mlp.c_proj"]}
+INPUT = {"llama": ["down_proj"], "gpt2": ["mlp.c_proj"]}
+EMBEDDING = {"llama": "embed_tokens", "gpt2": "wte"}
+
+
+def lora(family: str, **how: Any) -> Any:
+    from peft import LoraConfig
+
+    given = {"r": 3, "lora_alpha": 7, "target_modules": LINEAR[family], **how}
+    return LoraConfig(task_type="CAUSAL_LM", **given)
+
+
+def _other(name: str, **how: Any) -> Callable[[str], Any]:
+    def make(family: str) -> Any:
+        import peft
+
+        return getattr(peft, name)(task_type="CAUSAL_LM", **{"target_modules": LINEAR[family], **how})
+
+    return make
+
+
+def _ia3(family: str) -> Any:
+    from peft import IA3Config
+
+    targets = [*LINEAR[family], *(["up_proj"] if family == "llama" else [])]
+    return IA3Config(task_type="CAUSAL_LM", target_modules=targets, feedforward_modules=INPUT[family])
+
+
+def _tokens(family: str) -> Any:
+    from peft import TrainableTokensConfig
+
+    return TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[7, 258, 3], target_modules=[EMBEDDING[family]])
+
+
+def _norms(family: str) -> Any:
+    from peft import LNTuningConfig
+
+    del family
+    return LNTuningConfig(task_type="CAUSAL_LM")
+
+
+METHODS: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
+    "lora": (lora, ("llama", "gpt2")),
+    "adalora": (_other("AdaLoraConfig", init_r=4, target_r=2, total_step=10), ("llama", "gpt2")),
+    "loha": (_other("LoHaConfig", r=5, alpha=3), ("llama",)),
+    "lokr": (_other("LoKrConfig", r=2, alpha=3), ("llama",)),
+    "lokr-both": (_other("LoKrConfig", r=1, alpha=3, decompose_both=True, decompose_factor=4), ("llama",)),
+    "oft": (_other("OFTConfig", oft_block_size=8), ("llama",)),
+    "oft-exact": (_other("OFTConfig", oft_block_size=16, use_cayley_neumann=False), ("llama",)),
+    "oft-shared": (_other("OFTConfig", oft_block_size=8, block_share=True), ("llama",)),
+    "oft-constrained": (_other("OFTConfig", oft_block_size=8, coft=True, eps=0.2), ("llama",)),
+    "boft": (_other("BOFTConfig", boft_block_size=4), ("llama",)),
+    "vera": (_other("VeraConfig", r=6), ("llama", "gpt2")),
+    "ia3": (_ia3, ("llama", "gpt2")),
+    "norms": (_norms, ("llama", "gpt2")),
+    "tokens": (_tokens, ("llama", "gpt2", "tied")),
+    "lora-tokens": (lambda f: lora(f, trainable_token_indices=[1, 250]), ("llama", "gpt2", "tied")),
+    "lora-bias-all": (lambda f: lora(f, bias="all"), ("gpt2",)),
+    "lora-bias": (lambda f: lora(f, bias="lora_only"), ("gpt2",)),
+    "lora-own-bias": (lambda f: lora(f, lora_bias=True), ("gpt2",)),
+    "lora-saved-norm": (lambda f: lora(f, modules_to_save=["norm" if f == "llama" else "ln_f"]), ("llama", "gpt2")),
+    "lora-saved-head": (lambda f: lora(f, modules_to_save=["lm_head"]), ("llama",)),
+    "ia3-saved-embedding": (
+        _other("IA3Config", feedforward_modules=[], modules_to_save=["embed_tokens"]),
+        ("llama",),
+    ),
+    "oft-bias": (_other("OFTConfig", oft_block_size=8, bias="all"), ("llama",)),
+}
+CASES = [(method, family) for method, (_, families) in METHODS.items() for family in families]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    gpt2, rng = tiny_gpt2(folder / "gpt2"), np.random.default_rng(2)
+    edit_tensors(
+        gpt2 / "model.safetensors",
+        lambda tensors: {
+            name: rng.normal(0, 0.1, value.shape) if name.endswith(".bias") else value
+            for name, value in tensors.items()
+        },
+    )
+    return {
+        "llama": tiny_llama(folder / "llama"),
+        "gpt2": gpt2,
+        "tied": tiny_llama(folder / "tied", tie=True),
+        "half": tiny_llama(folder / "half", dtype="bfloat16"),
+    }
+
+
+def trained(base: Path, config: Any, folder: Path, *, size: float = 0.3) -> Path:
+    """Save an adapter whose every trainable value was moved at random."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        generator = torch.Generator().manual_seed(5)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data += size * noise
+        model.save_pretrained(folder)
+    return folder
+
+
+def merged_by_peft(base: Path, adapter: Path) -> dict[str, np.ndarray]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return {name: value.detach().numpy().copy() for name, value in merged.state_dict().items()}
+
+
+def merged_here(base: Path, adapter: Path, out: Path, **how: Any) -> tuple[dict[str, np.ndarray], FuseReport]:
+    """Merge, and load what was written by plain transformers, which has to use every tensor."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = json.loads((base / "config.json").read_text())
+    out.mkdir()
+    report = fuse(plan_fuse(base, read_alone(open_package(adapter)), config, **how), out)
+    if report.untied:
+        config["tie_word_embeddings"] = False
+    if report.vocabulary:
+        config["vocab_size"] = report.vocabulary
+    (out / "config.json").write_text(json.dumps(config))
+    model, info = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return {name: value.detach().numpy() for name, value in model.state_dict().items()}, report
+
+
+def assert_equal(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name].shape == value.shape, name
+        assert np.abs(ours[name] - value).max() <= 1e-6 * np.abs(value).max(), name
+
+
+@pytest.mark.parametrize(("method", "family"), CASES)
+def test_agrees_with_peft(tmp_path: Path, bases: dict[str, Path], method: str, family: str) -> None:
+    base = bases[family]
+    adapter = trained(base, METHODS[method][0]("llama" if family == "tied" else family), tmp_path / "a")
+    ours, report = merged_here(base, adapter, tmp_path / "out")
+    theirs, before = merged_by_peft(base, adapter), read_tensors(base)
+    assert_equal(ours, theirs)
+    changed = [
+        name for name, value in read_tensors(tmp_path / "out").items() if not np.array_equal(value, before[name])
+    ]
+    assert len(changed) >= 2 or "tokens" in method  # it does something
+    assert set(changed) == {module.tensor for module in report.modules} | set(report.replaced)
+    assert not report.untied
