@@ -18,7 +18,8 @@ class Task:
     (https://huggingface.co/tasks). class_suffix: how such a class's name ends
     (`LlamaForCausalLM`), None for the bare model. head_modules: names a newly made head may have, which an adapter of
     this task has to bring along (none where the base brings its own). labels: whether the head's width is a list of
-    labels. buildable: whether `adapt build` trains it today.
+    labels. measures: what held-out rows are measured by beside the loss, the one to look at first before the others.
+    buildable: whether `adapt build` trains it today.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Task:
     class_suffix: str | None
     head_modules: tuple[str, ...] = ()
     labels: bool = False
+    measures: tuple[str, ...] = ()
     buildable: bool = False
 
     @property
@@ -58,6 +60,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 class_suffix="ForSequenceClassification",
                 head_modules=("classifier", "score"),
                 labels=True,
+                measures=("accuracy", "f1_macro", "f1_micro", "matthews", "f1"),
+                buildable=True,
             ),
             Task(
                 name="TOKEN_CLS",
@@ -67,6 +71,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 class_suffix="ForTokenClassification",
                 head_modules=("classifier", "score"),
                 labels=True,
+                measures=("f1", "precision", "recall", "accuracy", "f1_macro"),
+                buildable=True,
             ),
             Task(
                 name="SEQ_2_SEQ_LM",

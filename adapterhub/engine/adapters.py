@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.catalog.families import family_of
 from adapterhub.catalog.methods import METHODS, Method, changes_base
 from adapterhub.catalog.own_settings import is_own
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
@@ -80,16 +81,20 @@ def attach(
     what the engine asks of a PeftModel; `full` and `partial` train the base itself.
 
     Raises:
-        IncompatibleError: a target module is not in the base, or PEFT cannot adapt it.
+        IncompatibleError: a target module is not in the base, or PEFT cannot adapt it; the method leaves a new head as
+            it is.
     """
     import torch
     from peft import get_peft_model
     from transformers import set_seed
 
+    hyperparameters = _saving(base, hyperparameters, task)
     if is_own(METHODS[method]):
         from adapterhub.engine.methods import own
 
-        return own.attach(base, hyperparameters, task=task, seed=seed, method=METHODS[method])  # type: ignore[return-value]
+        made = own.attach(base, hyperparameters, task=task, seed=seed, method=METHODS[method])
+        _require_trained(made, base, method)
+        return made  # type: ignore[return-value]
     hint = _refuse_unmatched(base, hyperparameters, METHODS[method])
     config = peft_config(
         hyperparameters,
@@ -111,7 +116,34 @@ def attach(
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+    _require_trained(model, base, method)
     return model
+
+
+def _saving(base: LoadedBase, hyperparameters: Mapping[str, Frozen], task: str) -> Mapping[str, Frozen]:
+    """Return hyperparameters that save every module the checkpoint lacks: PEFT sees to the head alone, not to poolers.
+
+    Made anew by whoever loads the adapter, it would be another one than training had.
+    """
+    besides = tuple(name for name in base.made if name not in TASKS[task].head_modules)
+    if not besides or "modules_to_save" not in hyperparameters:
+        return hyperparameters
+    given = hyperparameters["modules_to_save"] or ()
+    assert isinstance(given, tuple | str)
+    listed = (given,) if isinstance(given, str) else given
+    return {**hyperparameters, "modules_to_save": (*listed, *(name for name in besides if name not in listed))}
+
+
+def _require_trained(model: Any, base: LoadedBase, method: str) -> None:
+    """Refuse a method that neither trains nor saves a module which the checkpoint lacks."""
+    trained = {part for name, item in model.named_parameters() if item.requires_grad for part in name.split(".")}
+    left = [name for name in base.made if name not in trained]
+    if left:
+        raise IncompatibleError(
+            f"{method} does not train {', '.join(left)}, which the base model lacks and the task needs",
+            where="method",
+            hint="take lora, or a base model that has it",
+        )
 
 
 def start_of(model: PeftModel) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.catalog.tasks import Task, task_named
+from adapterhub.engine.data import pad_id
 from adapterhub.errors import (
     AdapterHubError,
     IncompatibleError,
@@ -38,7 +39,8 @@ class LoadedBase:
     """A base model ready to compute: frozen weights in `dtype` on `device`, in eval mode, and its tokenizer.
 
     truncation: what a stack that was folded in lost by a limit of its rank; None where nothing was cut. quantization:
-    how its linear weights are packed, None where they are not; `dtype` is then that of the others.
+    how its linear weights are packed, None where they are not; `dtype` is then that of the others. made: the modules
+    that the checkpoint lacks and the task needs, newly made: an adapter has to bring them along.
     """
 
     model: PreTrainedModel
@@ -47,6 +49,7 @@ class LoadedBase:
     dtype: torch.dtype
     truncation: Truncation | None = None
     quantization: Quantization | None = None
+    made: tuple[str, ...] = ()
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -165,6 +168,7 @@ def load_base(
     from adapterhub.engine import quantized
 
     row = task_named(task)
+    heads = (*row.head_modules, *_POOLERS)
     auto_class = getattr(transformers, row.auto_class)
     named: dict[str, Any] = {}
     if row.labels:
@@ -187,7 +191,6 @@ def load_base(
     options["device_map"] = None if device.type == "cpu" and packed_as is None else {"": device}
     with _loading(record, device):
         if quantization is not None and packed_as is not None:
-            heads = (*row.head_modules, *_POOLERS)
             options |= quantized.loading_options(record.path, auto_class, packed_as, named, heads)
         if seed is not None:
             torch.manual_seed(seed)
@@ -213,7 +216,17 @@ def load_base(
     if packed_as is not None:
         quantized.settle(model, packed_as)
     tokenizer = load_tokenizer(record)
-    return LoadedBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype, quantization=packed_as)
+    if row.name == "SEQ_CLS":
+        # Decoders tell a row's last token by it, so it has to be what batches are filled up with.
+        model.config.get_text_config().pad_token_id = pad_id(tokenizer)
+    return LoadedBase(
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        quantization=packed_as,
+        made=tuple(dict.fromkeys(part for name in lacking for part in name.split(".") if part in heads)),
+    )
 
 
 @contextmanager

@@ -152,3 +152,26 @@ def compare(base: RowLosses, adapted: RowLosses, *, samples: int, seed: int) -> 
         low=float(low),
         high=float(high),
     )
+
+
+def interval(
+    questions: Sequence[str], parts: Sequence[tuple[float, float]], *, samples: int, seed: int
+) -> tuple[float, float]:
+    """Return the 95 % interval of a measure that is a sum over rows divided by another one, as (low, high).
+
+    Questions are drawn with replacement, each with all its rows, as `compare` draws them; a draw whose divisor is 0
+    counts as 0. questions, parts: of each row.
+    """
+    import numpy as np
+
+    _, group = np.unique(np.array(questions), return_inverse=True)
+    numbers = np.array(parts, dtype=np.float64)
+    above, below = (np.bincount(group, weights=numbers[:, column]) for column in (0, 1))
+    count, generator = len(above), np.random.default_rng(seed)
+    values = []
+    for start in range(0, samples, _CHUNK):
+        draws = generator.integers(0, count, size=(min(_CHUNK, samples - start), count))
+        upper, lower = above[draws].sum(1), below[draws].sum(1)
+        values.append(np.divide(upper, lower, out=np.zeros_like(upper), where=lower > 0))
+    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+    return float(low), float(high)

@@ -111,6 +111,7 @@ def _metrics(
 ) -> dict[str, float]:
     """Return what a manifest records of the held-out rows: the loss, and what else the task measures."""
     from adapterhub.engine import evaluate
+    from adapterhub.engine.tasks import Bounded
 
     if after is None:
         return {}
@@ -120,6 +121,12 @@ def _metrics(
         found = evaluate.compare(before, after, samples=samples, seed=recipe.training.seed).metrics()
     else:
         found = {"eval_rows": float(len(after.sums)), "eval_loss": round(after.mean, 6)}
+    if isinstance(task, Bounded) and after.predictions:
+        main = task.main_measure(after.predictions, prepared.held_out.items, plan.labels)
+        low, high = evaluate.interval(
+            after.questions, main.parts, samples=recipe.evaluation.bootstrap_samples, seed=recipe.training.seed
+        )
+        found |= {f"eval_{main.name}_low": round(low, 6), f"eval_{main.name}_high": round(high, 6)}
     scored = [("", task.scores(after.predictions, prepared.held_out.items, plan.labels))]
     if before is not None:
         scored.append(("_base", task.scores(before.predictions, prepared.held_out.items, plan.labels)))

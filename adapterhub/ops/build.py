@@ -14,6 +14,8 @@ from adapterhub.files import new_folder
 from adapterhub.ops._build_plan import BuildPlan, RowCounts
 from adapterhub.ops._build_train import Prepared, train_planned
 from adapterhub.ops._estimate import read_base_shape
+from adapterhub.ops._labels import head_labels
+from adapterhub.ops._measures import measure_doubts, measure_facts
 from adapterhub.ops._method_fit import fit_method, refuse_schedule, room_for_text, stand_in
 from adapterhub.ops._package import write_package
 from adapterhub.ops._plan_cost import memory_of
@@ -48,7 +50,7 @@ class BuildResult:
             ("folder", str(self.path)),
             ("training", f"{self.steps} steps at {self.tokens_per_second:.0f} tokens/s, {self.seconds:.0f} s in all"),
         ]
-        if "eval_loss" in metrics:
+        if "eval_loss_base" in metrics:
             found += [
                 ("held-out loss", f"{metrics['eval_loss_base']:.4f} bare, {metrics['eval_loss']:.4f} with the adapter"),
                 (
@@ -57,7 +59,7 @@ class BuildResult:
                     f"{metrics['eval_loss_reduction_low']:.1%} to {metrics['eval_loss_reduction_high']:.1%})",
                 ),
             ]
-        return tuple(found)
+        return (*found, *measure_facts(metrics, self.manifest.task or ""))
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -158,7 +160,7 @@ def prepare_build(
     tokenizer = load_tokenizer(base)
     length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
     task = task_engine(recipe.task)
-    labels = task.labels(train)
+    labels, doubted = head_labels(task, recipe, train, held_out, where=where)
     trained = task.encode(train, tokenizer, recipe.data, max_length=length, labels=labels)
     measured = task.encode(held_out, tokenizer, recipe.data, max_length=length, labels=labels)
     train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
@@ -172,7 +174,7 @@ def prepare_build(
             Step(action="train", subject=f"{steps} steps"),
             Step(action="write", subject=str(out), detail="the package"),
         ),
-        warnings=(*_row_warnings(train, held_out), *_cut_warnings(train_counts, held_out_counts, length)),
+        warnings=(*doubted, *_row_warnings(train, held_out), *_cut_warnings(train_counts, held_out_counts, length)),
         recipe=recipe,
         base=base,
         out=out,
@@ -227,10 +229,12 @@ def _cut_warnings(train: RowCounts, held_out: RowCounts, length: int) -> list[st
 
 def _doubts(manifest: Manifest) -> tuple[str, ...]:
     """Return what the measures say that a person should not miss."""
+    doubts = measure_doubts(manifest.metrics, manifest.task or "")
     low = manifest.metrics.get("eval_loss_reduction_low")
     if low is None or low > 0:
-        return ()
+        return doubts
     return (
+        *doubts,
         f"the adapter may not help: it changes the held-out loss by {-manifest.metrics['eval_loss_reduction']:+.1%}, "
         f"and the 95 % interval of the reduction begins at {low:.1%}",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from adapterhub.catalog.tasks import task_named
 
@@ -72,6 +72,27 @@ class TaskEngine(Protocol):
         self, trained: Sequence[Example], examples: Sequence[Example], labels: Sequence[str]
     ) -> Mapping[str, float]:
         """Return the same measures of what needs no model: the most frequent class of the training rows, say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowParts:
+    """What each row brings to a measure that is a sum over rows divided by another one; name: as in `scores`."""
+
+    name: str
+    parts: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def mean(cls, name: str, values: Sequence[float]) -> RowParts:
+        """Return the parts of the mean of a value a row."""
+        return cls(name=name, parts=tuple((float(value), 1.0) for value in values))
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A task with a measure whose interval can be drawn by rows."""
+
+    def main_measure(self, predictions: Sequence[Any], examples: Sequence[Example], labels: Sequence[str]) -> RowParts:
+        """Return the parts of the measure that a person looks at first."""
 
 
 def task_engine(name: str) -> TaskEngine:
