@@ -93,7 +93,9 @@ class _Search:
         """Return the checkpoint's name of a model's tensor: as it stands, without its prefix, with one, or renamed."""
         renamed = [(ours, theirs) for theirs, ours in self.family.stored_names.items()] if self.family else _RENAMED
         tried = [name]
-        tried += [f".{name}".replace(f".{ours}.", f".{theirs}.").removeprefix(".") for ours, theirs in renamed]
+        # Either way: an adapter made with transformers 4 has a checkpoint's old names, whatever this one's are.
+        for one, other in ((pair[i], pair[1 - i]) for pair in renamed for i in (0, 1)):
+            tried.append(f".{name}".replace(f".{one}.", f".{other}.").removeprefix("."))
         return next((found for word in tried if (found := self._find(word)) is not None), None)
 
     def _find(self, name: str) -> str | None:
