@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from adapterhub.catalog.families import ALL_LINEAR, family_of
+from adapterhub.catalog.families import ALL_LINEAR, FAMILIES, family_of
+from adapterhub.catalog.method_targets import IA3_MODULES, NORMS
 from adapterhub.catalog.tasks import TASKS
+from adapterhub.errors import IncompatibleError
 from adapterhub.ops._base_shape import BaseShape, base_shape
 from adapterhub.ops._estimate import trainable_parameters
 from tests.catalog.family_configs import CONFIGS, tiny_config
@@ -46,6 +48,13 @@ DIFFERENT = {
     ),
     "phi": "all of attention, and not half of it with the MLP",
 }
+
+
+# One model type of each family, and every variant.
+COUNTED = (*(family.model_types[0] for family in FAMILIES), *(name for name in NAMES if "/" in name))
+EXPERTS = tuple(name for name in NAMES if (family := family_of(name)) is not None and family.experts)
+# Only with parallel_attn off, as Falcon-RW has it.
+NOT_HERE = {"falcon": {"post_attention_layernorm"}}
 
 
 def main_task(name: str) -> str:
@@ -153,7 +162,8 @@ def test_all_linear_by_headers_alone_is_what_peft_picks_on_the_model(name: str, 
 
     family = family_of(name.partition("/")[0])
     assert family is not None
-    for task in TASKS_OF[family.kind]:
+    # Other tasks differ by family, not by model type.
+    for task in TASKS_OF[family.kind] if name in COUNTED else (main_task(name),):
         model = built(name, task)
         config = LoraConfig(task_type=task, target_modules=ALL_LINEAR)
         # PEFT trains layers of labels whole, and LoRA keeps away from them then.
@@ -170,7 +180,7 @@ def test_all_linear_by_headers_alone_is_what_peft_picks_on_the_model(name: str, 
         assert {path: shape.in_out(path) for path in shape.all_linear} == {path: widths[path] for path in picked}, task
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COUNTED)
 def test_as_many_parameters_are_trained_as_was_estimated(name: str, folder: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -203,3 +213,116 @@ def test_defaults_are_peft_s_or_knowingly_others(name: str) -> None:
         assert set(family.default_targets) == set(family.attention) > set(theirs)
     else:
         assert set(family.default_targets) == set(family.attention)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in {*IA3_MODULES, *NORMS}])
+def test_modules_of_ia3_and_of_norm_tuning_are_there(name: str) -> None:
+    modules = dict(built(name, main_task(name)).named_modules())
+    linear = linear_modules(built(name, main_task(name)))
+    targets, forward = IA3_MODULES.get(name, ((), ()))
+    assert set(forward) <= set(targets)
+    for word in targets:
+        assert [path for path in linear if under(path, (word,))], word
+    for word in set(NORMS.get(name, ())) - NOT_HERE.get(name, set()):
+        found = [module for path, module in modules.items() if under(path, (word,))]
+        assert found and all("norm" in type(module).__name__.lower() for module in found), word
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_fused_experts_are_told_apart_from_linear_modules(name: str, folder: Any) -> None:
+    family = family_of(name)
+    assert family is not None
+    model = built(name, "CAUSAL_LM")
+    linear = linear_modules(model)
+    parameters = dict(model.named_parameters())
+    for word in family.experts:
+        assert [path for path, item in parameters.items() if under(path, (word,)) and item.ndim == 3], word
+        assert not [path for path in linear if under(path, (word,))]
+    fused = {path for path, item in parameters.items() if item.ndim == 3}
+    assert fused == {path for path in parameters if under(path, family.experts)}
+    routers = {
+        path.removesuffix(".weight") for path in parameters if under(path.removesuffix(".weight"), family.routers)
+    }
+    assert not routers & set(linear) and bool(routers) == bool(family.routers)
+    shape = shape_of(name, folder, "CAUSAL_LM")
+    assert not [path for path in shape.modules if under(path, family.routers) or ".experts." in path]
+    if family.handed_over:
+        assert set(shape.fused) == fused | {f"{path}.weight" for path in routers}
+        assert {path: widths[0] for path, widths in shape.fused.items()} == {
+            path: 4 if path in fused else 1 for path in shape.fused
+        }
+    else:
+        assert not shape.fused
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_what_all_linear_covers_of_experts(name: str) -> None:
+    """Where PEFT hands names over, experts and router alone; elsewhere all linear modules, and no expert."""
+    from peft import LoraConfig, get_peft_model
+
+    family = family_of(name)
+    assert family is not None
+    model = get_peft_model(built(name, "CAUSAL_LM"), LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=ALL_LINEAR))
+    adapted = {path.partition(".lora_")[0] for path, item in model.named_parameters() if item.requires_grad}
+    assert any(path.endswith(".experts") for path in adapted) == bool(family.handed_over)
+    if family.handed_over:
+        assert not [path for path in adapted if under(path, ("gate_proj", "up_proj", "down_proj"))]
+        assert [path for path in adapted if path.endswith(".mlp.gate")]
+    elif family.mlp:
+        assert [path for path in adapted if under(path, family.mlp)]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("qwen3_moe", {"target_modules": ["gate_proj", "q_proj"]}, "one tensor"),
+        ("mixtral", {"target_modules": ["w3"]}, "one tensor"),
+        ("mixtral", {"target_modules": ALL_LINEAR, "lora_dropout": 0.1}, "neither dropout nor DoRA"),
+        ("mixtral", {"target_modules": ["gate"], "use_dora": True}, "neither dropout nor DoRA"),
+        ("gpt_oss", {"target_modules": ["gate_up_proj"]}, "target_modules cannot reach"),
+        ("gpt_oss", {"target_modules": ["router", "q_proj"]}, "target_modules cannot reach"),
+        ("qwen2_moe", {"target_modules": ["mlp.gate"]}, "target_modules cannot reach"),
+        ("mamba", {"target_modules": ALL_LINEAR}, "does nothing"),
+        ("mamba", {"target_modules": ["in_proj", "out_proj"]}, "does nothing"),
+    ],
+)  # fmt: skip
+def test_what_lora_cannot_reach_is_refused_by_us_and_by_peft(
+    name: str, settings: dict[str, Any], told: str, folder: Any
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    shape = shape_of(name, folder, "CAUSAL_LM")
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    with pytest.raises(IncompatibleError, match=told) as refused:
+        trainable_parameters(shape, {"r": 4, **given}, where="test")
+    family = family_of(name)
+    assert family is not None and refused.value.hint == f"name {', '.join(family.default_targets)}"
+    with pytest.raises((ValueError, TypeError)):
+        get_peft_model(built(name, "CAUSAL_LM"), LoraConfig(r=4, task_type="CAUSAL_LM", **settings))
+
+
+def test_names_that_peft_hands_over_are_counted_as_it_does(folder: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for name, targets in (
+        ("mixtral", ["gate"]),
+        ("mixtral", ["w1", "w3", "q_proj"]),
+        ("glm4_moe", ["down_proj", "v_proj"]),
+        ("deepseek_v3", ["gate_proj", "up_proj", "down_proj"]),
+        ("qwen2_moe", ["gate_proj", "up_proj"]),
+    ):
+        config = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=targets)
+        model = get_peft_model(built(name, "CAUSAL_LM", real=True), config)
+        trained = sum(item.numel() for item in model.parameters() if item.requires_grad)
+        given = {"r": 4, "target_modules": tuple(targets)}
+        assert trainable_parameters(shape_of(name, folder, "CAUSAL_LM"), given, where="test") == trained, (
+            name,
+            targets,
+        )
+
+
+def test_an_expression_on_handed_over_names_is_known_when_built(folder: Any) -> None:
+    shape = shape_of("mixtral", folder, "CAUSAL_LM")
+    assert trainable_parameters(shape, {"r": 4, "target_modules": ".*q_proj"}, where="test") is None
+    given = {"r": 4, "target_modules": ALL_LINEAR, "exclude_modules": ("q_proj",)}
+    assert trainable_parameters(shape, given, where="test") is None
