@@ -13,6 +13,7 @@ from adapterhub.errors import AdapterHubError
 from adapterhub.fingerprints import Verdict, compare, differing_parts
 from adapterhub.ops._base_view import OPTIONAL_MODULES, BaseFiles, BaseView, read_base_files
 from adapterhub.ops._check_config import Contents
+from adapterhub.ops._check_own import OwnWeights, check_own_fit, check_own_weights, skip_own_fit
 from adapterhub.ops._check_weights import LoraWeights, check_head, is_parameter
 from adapterhub.ops._checklist import Checklist, count, some
 from adapterhub.package import base_of_config, regular_file
@@ -39,30 +40,44 @@ class Missing:
 
 def check_base(contents: Contents, weights: LoraWeights | None, base: BaseRecord | Missing, log: Checklist) -> None:
     """Check identity and fit; without a base every one of these checks reads `not checked`, with the reason."""
+    own = check_own_weights(contents, log)
     if isinstance(base, Missing):
-        _skip_all(contents, weights, base, log)
+        _skip_all(contents, weights, own, base, log)
         return
     recorded = _recorded(contents)
     if recorded is None:
         log.skip("ADP201", CONFIG_FILE, "the package names no base model")
     else:
         _check_identity(recorded, base, log)
-    if weights is None or contents.lora is None:
+    if weights is None and own is None:
         return
     try:
         files = read_base_files(base.path)
     except AdapterHubError as error:
         missing = Missing(reason=f"the base's files cannot be read ({error})", hint=error.hint)
-        _skip_fit(weights, contents, missing, log)
+        _skip_fits(contents, weights, own, missing, log)
         return
-    _check_fit(contents, contents.lora, weights, files, log)
+    if own is not None:
+        check_own_fit(contents, own, files, log)
+    elif weights is not None and contents.lora is not None:
+        _check_fit(contents, contents.lora, weights, files, log)
 
 
-def _skip_all(contents: Contents, weights: LoraWeights | None, missing: Missing, log: Checklist) -> None:
+def _skip_all(
+    contents: Contents, weights: LoraWeights | None, own: OwnWeights | None, missing: Missing, log: Checklist
+) -> None:
     for index, code in enumerate(_IDENTITY):
         log.skip(code, MANIFEST_FILE, missing.reason, hint=missing.hint if index == 0 else None)
-    if weights is not None:
-        _skip_fit(weights, contents, replace(missing, hint=None), log)
+    _skip_fits(contents, weights, own, replace(missing, hint=None), log)
+
+
+def _skip_fits(
+    contents: Contents, weights: LoraWeights | None, own: OwnWeights | None, missing: Missing, log: Checklist
+) -> None:
+    if own is not None:
+        skip_own_fit(contents, own, missing.reason, log, hint=missing.hint)
+    elif weights is not None:
+        _skip_fit(weights, contents, missing, log)
 
 
 def _skip_fit(weights: LoraWeights, contents: Contents, missing: Missing, log: Checklist) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from adapterhub.catalog.own_methods import OWN_TYPES
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._checklist import Checklist, count, some
@@ -50,7 +51,9 @@ def check_weights(contents: Contents, log: Checklist) -> LoraWeights | None:
     if contents.config.get("peft_type") == "LORA":
         log.skip("ADP402", WEIGHTS_FILE, _UNREAD)
     if contents.lora is None:
-        if contents.config.get("peft_type") != "LORA" and not log.found("ADP102") and not log.found("ADP103"):
+        # LoRA's that is broken, and those of _check_own.py, are not left out here.
+        looked_at = contents.config.get("peft_type") in ("LORA", *OWN_TYPES)
+        if not looked_at and not log.found("ADP102") and not log.found("ADP103"):
             log.skip("ADP404", WEIGHTS_FILE, f"{contents.config.get('peft_type')} is not LoRA")
         return None
     weights = _sort(contents.header, contents.lora, log)

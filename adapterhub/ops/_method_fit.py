@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from adapterhub.catalog.methods import method_named
+from adapterhub.catalog.own_settings import is_own
 from adapterhub.errors import IncompatibleError, InvalidFileError
 from adapterhub.ops._estimate import AdapterShape, BaseShape, adapter_shape, any_adapter
+from adapterhub.ops._own_fit import fit_own
 from adapterhub.spec._decode import Frozen
 from adapterhub.spec.recipe import Recipe
 
@@ -20,13 +22,16 @@ def fit_method(
     """Return what a recipe trains, by the base's headers; None where only the built model can tell.
 
     Raises:
-        IncompatibleError: a target module is not in the base (the hint names those that are), or the base's context has
-            no room for a trained prompt.
+        IncompatibleError: a target module is not in the base (the hint names those that are), the base has no place for
+            the adapter, or its context no room for a trained prompt.
         InvalidFileError: settings contradict each other.
     """
     _refuse_contradictions(shape, recipe, hyperparameters, where)
     _refuse_packed_whole(shape, recipe, hyperparameters, where)
-    method, where = method_named(recipe.method), f"{where}: hyperparameters"
+    method = method_named(recipe.method)
+    if is_own(method):
+        return fit_own(shape, method, hyperparameters, task=recipe.task, where=where)
+    where = f"{where}: hyperparameters"
     if method.peft_type == "LORA":
         adapter = adapter_shape(shape, hyperparameters, where=where)
         if adapter is None or method.name != "dora":
