@@ -334,6 +334,10 @@ class BaseStore:
                     shutil.rmtree(record.path, ignore_errors=not record.path.exists())
         return record
 
+    def record_file(self, id: str) -> Path:
+        """Return where a base's record lies, if it has one."""
+        return self._path(id)
+
     def _path(self, id: str) -> Path:
         return self.root / "records" / f"{_key(id)}.json"
 

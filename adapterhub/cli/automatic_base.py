@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from adapterhub.bases import MissingBaseError
 from adapterhub.cli import console
 from adapterhub.cli.options import Decorated
 from adapterhub.cli.progress import open_progress
 from adapterhub.errors import UnsatisfiedError
-from adapterhub.ops import _automatic_base
-from adapterhub.ops.base import AddBasePlan
 from adapterhub.settings import Settings
 from adapterhub.spec.plans import Plan
+
+if TYPE_CHECKING:
+    from adapterhub.ops._automatic_base import Ask
+    from adapterhub.ops.base import AddBasePlan
+
+# What adds a base is imported where it is lacking: a build that finds nothing to do needs none of it.
 
 Result = TypeVar("Result")
 
@@ -34,10 +37,14 @@ def with_base(make: Callable[[], Result], *, settings: Settings, yes: bool) -> R
     Raises:
         UnsatisfiedError: a download was needed that nobody agreed to. What `make` and the download raise.
     """
+    from adapterhub.bases import MissingBaseError
+
     try:
         return make()
     except MissingBaseError as error:
         missing = error
+    from adapterhub.ops import _automatic_base
+
     with open_progress() as progress:
         added = _automatic_base.ensure_base(missing, settings=settings, ask=_asker(yes), progress=progress)
     for warning in added.warnings:
@@ -48,14 +55,18 @@ def with_base(make: Callable[[], Result], *, settings: Settings, yes: bool) -> R
 
 def plan_with_base(make: Callable[[], Plan], *, verb: str, settings: Settings) -> Plan:
     """Return the plan that `make` makes; where it lacks its base model, what would be done about that first."""
+    from adapterhub.bases import MissingBaseError
+
     try:
         return make()
     except MissingBaseError as error:
         missing = error
+    from adapterhub.ops import _automatic_base
+
     return _automatic_base.plan_before(verb, missing, settings=settings)
 
 
-def _asker(yes: bool) -> _automatic_base.Ask:
+def _asker(yes: bool) -> Ask:
     def ask(plan: AddBasePlan) -> bool:
         size = console.human_size(plan.download_size)
         if yes:

@@ -12,6 +12,7 @@ from adapterhub.spec._decode import Frozen, thaw
 from adapterhub.spec.manifest import DataSource
 from adapterhub.spec.plans import Plan
 from adapterhub.spec.recipe import Recipe
+from adapterhub.spec.recipe_lock import BuildInputs
 
 if TYPE_CHECKING:
     from adapterhub.engine.data import Examples
@@ -53,7 +54,9 @@ class BuildPlan(Plan):
     """What a build will train, on what, and what it will need.
 
     hyperparameters: the method's, every default filled in. labels: what a classifier tells apart. trainable:
-    parameters, None where only the built model can tell. memory: an estimate in bytes.
+    parameters, None where only the built model can tell. memory: an estimate in bytes. inputs: all that shapes the
+    bytes. since_lock: what changed since the build that recipe.lock tells of; None where there is no lock.
+    asked_device: as the person named it.
     """
 
     recipe: Recipe
@@ -70,6 +73,9 @@ class BuildPlan(Plan):
     training_steps: int
     trainable: int | None
     memory: int
+    inputs: BuildInputs
+    since_lock: tuple[str, ...] | None = None
+    asked_device: str = "auto"
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what a person checks before a training."""
@@ -90,6 +96,7 @@ class BuildPlan(Plan):
             ("device", f"{self.device}, {self.dtype}, {self.threads} threads"),
             ("memory", f"about {self.memory / 1e9:.1f} GB"),
             ("seed", str(training.seed)),
+            *(() if self.since_lock is None else (("since recipe.lock", "; ".join(self.since_lock) or "no change"),)),
         )
 
     def to_data(self) -> dict[str, object]:
@@ -110,6 +117,8 @@ class BuildPlan(Plan):
             "training_steps": self.training_steps,
             "trainable_parameters": self.trainable,
             "memory_bytes": self.memory,
+            "inputs": self.inputs.to_data(),
+            "since_lock": None if self.since_lock is None else list(self.since_lock),
         }
 
 

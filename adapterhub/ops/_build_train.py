@@ -21,13 +21,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A plan with the tokens it counted."""
+    """A plan with the tokens it counted.
+
+    checkpoints: the folder of this training's, None to keep none; identity: what tells them from another training's.
+    """
 
     plan: BuildPlan
     train: Examples
     held_out: Examples
     device: Any
     dtype: Any
+    checkpoints: Path | None = None
+    identity: str = ""
 
 
 def train_planned(prepared: Prepared, folder: Path, started: datetime, progress: Progress) -> Trained:

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from adapterhub.engine.rows import Row, shared_rows
-from adapterhub.errors import LocalIOError
+from adapterhub.documents import read_manifest
+from adapterhub.errors import ExitCode, LocalIOError
 from adapterhub.files import new_folder
-from adapterhub.ops._build_plan import BuildPlan, RowCounts
+from adapterhub.ops._build_again import Kept, ask, kept_package, look_again
+from adapterhub.ops._build_lock import is_taken, require_replaceable, require_unchanged, settle
+from adapterhub.ops._build_plan import BuildPlan
+from adapterhub.ops._build_prepare import Begun, begin, machine_of, plan_begun
 from adapterhub.ops._build_train import Prepared, train_planned
-from adapterhub.ops._estimate import read_base_shape
-from adapterhub.ops._labels import head_labels
+from adapterhub.ops._build_unfinished import unfinished
 from adapterhub.ops._measures import measure_doubts, measure_facts
-from adapterhub.ops._method_fit import fit_method, refuse_schedule, room_for_text, stand_in
 from adapterhub.ops._package import write_package
-from adapterhub.ops._plan_cost import memory_of
-from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
-from adapterhub.ops._rows import read_rows
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
-from adapterhub.spec.manifest import Manifest
-from adapterhub.spec.plans import Step
+from adapterhub.spec.manifest import MANIFEST_FILE, Manifest
+from adapterhub.spec.recipe_lock import BuildMachine, RecipeLock
 from adapterhub.spec.report import Report
-
-OUTPUT_FOLDER = "dist"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildResult:
-    """A package as built: its folder, its manifest, what validation found, and how fast it was trained."""
+    """A package as built: its folder, its manifest, what validation found, and how fast it was trained.
+
+    kept: it was there already, and nothing changed that it was built from, so nothing was done; the report is empty
+    then. resumed_at: the step it went on from, None from the start. reproduced: whether a locked build has the locked
+    bytes; None where none was locked.
+    """
 
     path: Path
     manifest: Manifest
@@ -40,15 +41,29 @@ class BuildResult:
     steps: int
     seconds: float
     tokens_per_second: float
+    device: str = "cpu"
     warnings: tuple[str, ...] = ()
+    kept: bool = False
+    resumed_at: int | None = None
+    reproduced: bool | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the process ends with: the report's, or UNSATISFIED where a CPU did not make the locked bytes again."""
+        failed = self.reproduced is False and self.device == "cpu"
+        return ExitCode.UNSATISFIED if self.report.ok and failed else self.report.exit_code
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """Return what a person wants to know first."""
         metrics = self.manifest.metrics
+        resumed = "" if self.resumed_at is None else f", resumed at step {self.resumed_at}"
         found = [
             ("package", f"{self.manifest.name} {self.manifest.version}"),
             ("folder", str(self.path)),
-            ("training", f"{self.steps} steps at {self.tokens_per_second:.0f} tokens/s, {self.seconds:.0f} s in all"),
+            (
+                "training",
+                f"{self.steps} steps at {self.tokens_per_second:.0f} tokens/s, {self.seconds:.0f} s in all{resumed}",
+            ),
         ]
         if "eval_loss_base" in metrics:
             found += [
@@ -73,6 +88,9 @@ class BuildResult:
             "seconds": round(self.seconds, 3),
             "tokens_per_second": round(self.tokens_per_second, 1),
             "warnings": list(self.warnings),
+            "nothing_to_do": self.kept,
+            "resumed_at": self.resumed_at,
+            "reproduced": self.reproduced,
             "report": self.report.to_data(),
         }
 
@@ -84,18 +102,29 @@ def plan_build(
     overrides: Sequence[str] = (),
     device: str | None = None,
     settings: Settings | None = None,
-) -> BuildPlan:
+    force: bool = False,
+    locked: bool = False,
+) -> BuildPlan | Kept:
     """Read a recipe, its rows and the base's headers, and say what a build would do; writes nothing.
 
     overrides: `field.below=value`, as --set takes them. out: the package's folder, `dist/NAME-VERSION` by default.
+    force, locked: as of `build`. Where the package is there and nothing changed, that is the answer.
 
     Raises:
         InvalidFileError: the recipe or rows have faults, all of them named.
         UsageError: it asks for what cannot be built.
-        UnsatisfiedError: the base model is not here. IncompatibleError: a target module is not in it.
-        BuildError: nothing would be learned.
+        UnsatisfiedError: the base model is not here; the folder holds another build's package; or something differs
+            from what is locked.
+        IncompatibleError: a target module is not in the base. BuildError: nothing would be learned.
+        LocalIOError: the folder holds something else.
     """
-    return prepare_build(recipe, out, overrides, device, settings or read_settings()).plan
+    asked = ask(recipe, out=out, overrides=overrides, device=device, settings=settings or read_settings())
+    if not force and (kept := look_again(asked, locked=locked, write=False)) is not None:
+        return kept
+    begun = begin(asked, locked=locked)
+    if _unchanged(begun, force=force) is not None:
+        return _kept(begun.wanted.out)
+    return plan_begun(begun, locked=locked).plan
 
 
 def build(
@@ -106,24 +135,45 @@ def build(
     device: str | None = None,
     settings: Settings | None = None,
     progress: Progress = SILENT,
+    force: bool = False,
+    locked: bool = False,
+    fresh: bool = False,
 ) -> BuildResult:
-    """Build a package: train, measure, write, validate. The folder appears whole or not at all.
+    """Build a package: train, measure, write, validate; then write the recipe's lock.
+
+    The folder appears whole or not at all. Where it is there and nothing changed that it was built from, nothing is
+    done. What an interrupted build of the same things saved is gone on from.
+
+    force: build even so, and replace the package that is there. locked: refuse to build from anything else than what
+    recipe.lock pins, with its number of threads; the lock stays as it is. fresh: begin at the first step.
 
     Raises:
-        As plan_build; BuildError: the loss is not finite, or memory ran out. LocalIOError: the folder is taken.
+        As plan_build; BuildError: the loss is not finite, or memory ran out. LocalIOError: the folder is taken, or
+        another process is building into it.
     """
     from adapterhub.ops.validate import validate
 
-    settings = settings or read_settings()
     started, clock = datetime.now(UTC), time.monotonic()
-    prepared = prepare_build(recipe, out, overrides, device, settings)
+    asked = ask(recipe, out=out, overrides=overrides, device=device, settings=settings or read_settings())
+    if not force and (kept := look_again(asked, locked=locked)) is not None:
+        return _nothing_done(kept, clock)
+    begun = begin(asked, locked=locked)
+    if (lock := _unchanged(begun, force=force)) is not None:
+        settle(begun.wanted, begun.asked, lock, write=not locked)
+        return _nothing_done(_kept(begun.wanted.out), clock)
+    prepared = plan_begun(begun, locked=locked)
     plan = prepared.plan
     for warning in plan.warnings:
         progress.note(f"warning: {warning}")
-    with new_folder(plan.out) as folder:
-        trained = train_planned(prepared, folder, started, progress)
-        manifest = write_package(folder, plan, trained)
+    settings = begun.asked.settings
+    with unfinished(plan.out, plan.inputs, fresh=fresh, settings=settings, progress=progress) as (kept_in, identity):
+        prepared = replace(prepared, checkpoints=kept_in, identity=identity)
+        with new_folder(plan.out, replace=force) as folder:
+            trained = train_planned(prepared, folder, started, progress)
+            manifest = write_package(folder, plan, trained)
     report = validate(plan.out, base=plan.base.ref.id, deep=True, settings=settings)
+    reproduced = begun.lock.manifest == manifest.digest if locked and begun.lock else None
+    notes = _lock_built(begun, plan, manifest, locked=locked) if report.ok else ()
     return BuildResult(
         path=plan.out,
         manifest=manifest,
@@ -131,100 +181,89 @@ def build(
         steps=trained.steps,
         seconds=time.monotonic() - clock,
         tokens_per_second=trained.tokens_per_second,
-        warnings=(*plan.warnings, *_doubts(manifest)),
+        device=plan.device,
+        warnings=(*plan.warnings, *_doubts(manifest), *notes),
+        resumed_at=trained.resumed_at,
+        reproduced=reproduced,
     )
 
 
 def prepare_build(
     path: Path, out: Path | None, overrides: Sequence[str], device: str | None, settings: Settings
 ) -> Prepared:
-    """Read a recipe, its rows and the base's headers, and count its tokens: a plan with what it was made from."""
-    recipe = read_recipe_with(path, overrides)
-    where = str(path)
-    refuse_unsupported(recipe, where)
-    out = out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"
-    _require_free(out)
-    train, held_out, data = read_rows(path.parent, recipe)
-    base = find_base(recipe, settings, where=where)
-    hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
-    shape = read_base_shape(base.path, base.ref.model_type)
-    adapter = fit_method(shape, recipe, hyperparameters, where=where)
+    """Read a recipe, its rows and the base's headers, and count its tokens: a plan with what it was made from.
 
-    # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
-    from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
-    from adapterhub.engine.tasks import task_engine
-    from adapterhub.engine.train import count_steps
-
-    chosen = choose_device(device)
-    dtype = choose_dtype(recipe.training.dtype, chosen)
-    tokenizer = load_tokenizer(base)
-    length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
-    task = task_engine(recipe.task)
-    labels, doubted = head_labels(task, recipe, train, held_out, where=where)
-    trained = task.encode(train, tokenizer, recipe.data, max_length=length, labels=labels)
-    measured = task.encode(held_out, tokenizer, recipe.data, max_length=length, labels=labels)
-    train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
-    steps = count_steps(train_counts.rows, recipe.training)
-    refuse_schedule(recipe, hyperparameters, steps, where=where)
-    dtype_name = str(dtype).removeprefix("torch.")
-    plan = BuildPlan(
-        verb="build",
-        steps=(
-            Step(action="read", subject=base.ref.id, detail="the base model", size=base.size),
-            Step(action="train", subject=f"{steps} steps"),
-            Step(action="write", subject=str(out), detail="the package"),
-        ),
-        warnings=(*doubted, *_row_warnings(train, held_out), *_cut_warnings(train_counts, held_out_counts, length)),
-        recipe=recipe,
-        base=base,
-        out=out,
-        hyperparameters=hyperparameters,
-        labels=labels,
-        data=data,
-        train=train_counts,
-        held_out=held_out_counts,
-        device=str(chosen),
-        dtype=dtype_name,
-        threads=set_threads(settings.threads),
-        training_steps=steps,
-        trainable=None if adapter is None else adapter.parameters,
-        memory=memory_of(
-            recipe,
-            shape,
-            adapter or stand_in(shape, hyperparameters),
-            dtype=dtype_name,
-            device=chosen.type,
-            train=trained.items,
-            held_out=measured.items,
-        ).total,
-    )
-    return Prepared(plan=plan, train=trained, held_out=measured, device=chosen, dtype=dtype)
-
-
-def _require_free(out: Path) -> None:
-    """Refuse a taken folder before the work rather than after it; new_folder asks again."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    Raises:
+        As plan_build, whatever recipe.lock says; LocalIOError: the folder is taken.
+    """
+    begun = begin(ask(path, out=out, overrides=overrides, device=device, settings=settings), locked=False)
+    if is_taken(begun.wanted.out):
         raise LocalIOError(
-            "already exists and is not empty", where=str(out), hint="choose another folder with --out, or remove it"
+            "already exists and is not empty",
+            where=str(begun.wanted.out),
+            hint="choose another folder with --out, or remove it",
         )
+    return plan_begun(begun, locked=False)
 
 
-def _row_warnings(train: Sequence[Row], held_out: Sequence[Row]) -> list[str]:
-    if not held_out:
-        return ["no row is held out, so nothing will say whether the adapter helps (data.eval, data.eval_split)"]
-    shared = shared_rows(train, held_out)
-    if shared:
-        return [f"{len(shared)} held-out rows are trained on as well, {shared[0]} first: the measure will flatter"]
-    return []
+def _unchanged(begun: Begun, *, force: bool) -> RecipeLock | None:
+    """Return the lock of the package that is there and would be built anew; None where one is to be built.
+
+    Raises:
+        As `require_unchanged`; with force, as `require_replaceable`.
+    """
+    if not is_taken(begun.wanted.out):
+        return None
+    if force:
+        require_replaceable(begun.wanted.out)
+        return None
+
+    def machine() -> BuildMachine:
+        from adapterhub.engine.base import choose_device, choose_dtype
+
+        device = choose_device(begun.asked.device)
+        return machine_of(device, choose_dtype(begun.wanted.recipe.training.dtype, device), begun.asked.threads)
+
+    return require_unchanged(begun.wanted, begun.asked, begun.lock, machine)
 
 
-def _cut_warnings(train: RowCounts, held_out: RowCounts, length: int) -> list[str]:
-    warnings = []
-    for name, counts in (("training", train), ("held-out", held_out)):
-        if counts.truncated:
-            lost = f"; {counts.dropped} of them had nothing left to learn and are left out" if counts.dropped else ""
-            warnings.append(f"{counts.truncated} {name} rows are cut at {length} tokens{lost}")
-    return warnings
+def _kept(out: Path) -> Kept:
+    return kept_package(out, (out / MANIFEST_FILE).read_bytes())
+
+
+def _nothing_done(kept: Kept, clock: float) -> BuildResult:
+    return BuildResult(
+        path=kept.path,
+        manifest=read_manifest(kept.path),
+        report=Report(subject=str(kept.path)),
+        steps=0,
+        seconds=time.monotonic() - clock,
+        tokens_per_second=0.0,
+        warnings=kept.warnings,
+        kept=True,
+    )
+
+
+def _lock_built(begun: Begun, plan: BuildPlan, manifest: Manifest, *, locked: bool) -> tuple[str, ...]:
+    """Write down what was built from what; return what a person should know of it."""
+    lock = begun.lock
+    if not locked or lock is None:
+        folder, out = plan.out.absolute(), begun.wanted.path.absolute().parent
+        inside = folder.is_relative_to(out) and ".." not in folder.parts
+        lock = RecipeLock(
+            inputs=plan.inputs,
+            name=manifest.name,
+            version=manifest.version,
+            manifest=manifest.digest,
+            out=folder.relative_to(out).as_posix() if inside else None,
+        )
+    elif lock.manifest != manifest.digest:
+        return (f"the bytes are not the locked ones: {manifest.digest} instead of {lock.manifest}",)
+    try:
+        settle(begun.wanted, begun.asked, lock, write=not locked)
+    except LocalIOError as error:
+        return (f"{error.where}: {error.message}, so that nothing is locked",)
+    return ()
 
 
 def _doubts(manifest: Manifest) -> tuple[str, ...]:

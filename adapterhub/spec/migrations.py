@@ -58,10 +58,34 @@ def _recipe_1_2(data: Mapping[str, object]) -> dict[str, object]:
     return dict(data)
 
 
+def _provenance_1_1(data: Mapping[str, object]) -> dict[str, object]:
+    """1.1 puts the recipe under its name, beside what else was given, and measures under a name of SLSA's form."""
+    predicate = data.get("predicate")
+    if not isinstance(predicate, Mapping):
+        return dict(data)
+    definition, run = predicate.get("buildDefinition"), predicate.get("runDetails")
+    told = dict(predicate)
+    if isinstance(definition, Mapping):
+        given = definition.get("externalParameters")
+        if isinstance(given, Mapping) and "recipe_version" in given:
+            told["buildDefinition"] = {**definition, "externalParameters": {"recipe": given}}
+    if isinstance(run, Mapping) and "byproductMeasures" in run:
+        rest = {key: value for key, value in run.items() if key != "byproductMeasures"}
+        told["runDetails"] = {**rest, "adapterhub_measures": run["byproductMeasures"]}
+    return {**data, "predicate": told}
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(key="lock_version", before="1.0", after="1.1", says="entries say what stacks require", change=_lock_1_1),
     Migration(
         key="recipe_version", before="1.0", after="1.1", says="rows out of more kinds of files", change=_recipe_1_1
+    ),
+    Migration(
+        key="provenance_version",
+        before="1.0",
+        after="1.1",
+        says="what was given, what was left, which build it was",
+        change=_provenance_1_1,
     ),
     Migration(key="recipe_version", before="1.1", after="1.2", says="more to build and to control", change=_recipe_1_2),
 )

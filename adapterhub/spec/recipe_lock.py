@@ -15,6 +15,7 @@ from adapterhub.spec.refs import check_part, parse_version
 
 RECIPE_LOCK_SUFFIX = ".lock"
 RECIPE_LOCK_VERSION = "1.0"
+RECIPE_CHANGED = "the recipe changed"
 # What a fingerprint is called where a person reads that it changed.
 _FINGERPRINTS = {
     "weights": "the base's weights",
@@ -69,7 +70,7 @@ class BuildInputs:
 
         Threads are left out (`threads_changed_to`), and so is the machine where one of the two does not know it.
         """
-        found = ["the recipe changed"] if self.recipe != now.recipe else []
+        found = [RECIPE_CHANGED] if self.recipe != now.recipe else []
         found += _base_changes(self.base_model, now.base_model)
         for name in sorted({*self.data, *now.data}):
             found += _change(f"data {name}", self.data.get(name), now.data.get(name))

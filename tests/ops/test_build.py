@@ -32,6 +32,7 @@ from adapterhub.ops.build import build, plan_build
 from adapterhub.package import open_package, require_intact
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
+from adapterhub.spec.digest import digest_file
 from tests.engine.tiny import ANSWERS, Recorder, hyperparameters
 from tests.factory import tiny_gpt2, tiny_llama, write_json
 
@@ -329,14 +330,27 @@ def test_a_built_package_is_complete_and_valid(built: Any) -> None:
 
 
 @pytest.mark.engine
-def test_the_provenance_is_about_this_manifest(built: Any) -> None:
-    result, settings, _, _ = built
+def test_the_provenance_is_about_this_manifest(built: Any, base_folder: Path) -> None:
+    result, settings, _, root = built
     provenance = read_provenance(result.path)
     assert provenance.manifest == result.manifest.digest
     names = {dependency.name: dependency.digest for dependency in provenance.dependencies}
+    base = BaseStore(settings).get("tiny-llama").ref.fingerprints
     assert names["recipe"] == result.manifest.built_from.recipe
-    assert names["base model tiny-llama"] == BaseStore(settings).get("tiny-llama").ref.fingerprints.weights
+    assert names["base model tiny-llama"] == base.weights
+    assert names["base model tiny-llama: tokenizer"] == base.tokenizer
+    assert names["base model tiny-llama: model.safetensors"] == digest_file(base_folder / "model.safetensors")[0]
+    assert {source.name: names[source.name] for source in result.manifest.built_from.data} == {
+        name: digest_file(root / "p" / name)[0] for name in ("train.jsonl", "eval.jsonl")
+    }
+    assert [(left.name, left.digest) for left in provenance.byproducts] == [
+        ("training_log.jsonl", digest_file(result.path / "training_log.jsonl")[0])
+    ]
+    given: Any = provenance.parameters["recipe"]
+    assert (given["training"]["seed"], provenance.parameters["device"]) == (3, "cpu")
+    assert str(provenance.invocation).startswith("urn:uuid:")
     assert provenance.environment["threads"] == 1
+    assert "torch" in dict(provenance.environment["packages"])  # type: ignore[call-overload]
     assert provenance.started <= provenance.finished
 
 
@@ -402,13 +416,15 @@ def test_equal_inputs_give_equal_bytes_and_another_seed_does_not(built: Any) -> 
     assert (other.path / name).read_bytes() != (result.path / name).read_bytes()
 
 
-@pytest.mark.engine
-def test_a_taken_folder_is_refused_before_the_work(built: Any) -> None:
-    result, settings, _, root = built
-    before = tree(result.path)
-    with pytest.raises(LocalIOError, match="already exists"):
-        build(root / "p" / "recipe.yaml", out=result.path, settings=settings)
-    assert tree(result.path) == before
+def test_a_taken_folder_is_refused_before_the_work(tmp_path: Path, home: Settings) -> None:
+    path = project(tmp_path / "p")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("notes")
+    before = tree(tmp_path)
+    for force in (False, True):
+        with pytest.raises(LocalIOError, match="already exists"):
+            build(path, out=tmp_path / "out", settings=home, force=force)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.engine
