@@ -26,6 +26,7 @@ def fit_method(
             the adapter, or its context no room for a trained prompt.
         InvalidFileError: settings contradict each other.
     """
+    _refuse_task(shape, recipe, where)
     _refuse_contradictions(shape, recipe, hyperparameters, where)
     _refuse_packed_whole(shape, recipe, hyperparameters, where)
     method = method_named(recipe.method)
@@ -42,6 +43,22 @@ def fit_method(
         # Every method of PEFT finds its modules as LoRA does: what LoRA would miss, it misses.
         adapter_shape(shape, {key: hyperparameters.get(key) for key in _SELECTION}, where=where)
     return None
+
+
+def _refuse_task(shape: BaseShape, recipe: Recipe, where: str) -> None:
+    """Refuse a task of text that a base of this kind does not write: encoders write none."""
+    if shape.family is None:
+        return
+    kind, task = shape.family.kind, recipe.task
+    wanted = {"CAUSAL_LM": "decoder", "SEQ_2_SEQ_LM": "encoder-decoder"}.get(task, kind)
+    if kind != wanted:
+        article = {word: "a" if word == "decoder" else "an" for word in (kind, wanted)}
+        raise IncompatibleError(
+            f"{task} needs {article[wanted]} {wanted}",
+            where=f"{where}: task",
+            hint=f"{recipe.base_model} ({shape.family.name}) is {article[kind]} {kind}: "
+            "take another base or another task",
+        )
 
 
 def stand_in(shape: BaseShape, hyperparameters: Mapping[str, Frozen]) -> AdapterShape:
