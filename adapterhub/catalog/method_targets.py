@@ -1,6 +1,6 @@
 """Which modules a method adapts where a recipe names none, by the base's family.
 
-Those of IA3 and of LayerNorm tuning are PEFT's own (peft 0.21.2, utils/constants.py), by model type.
+Those of IA3, of LayerNorm tuning and of BEFT are PEFT's own (peft 0.21.2, utils/constants.py), by model type.
 """
 
 from __future__ import annotations
@@ -69,6 +69,22 @@ NORMS: Mapping[str, _Names] = MappingProxyType(
     }
 )
 
+VALUES: Mapping[str, _Names] = MappingProxyType(
+    {
+        **dict.fromkeys(
+            ("llama", "mistral", "mixtral", "gemma", "gemma2", "gemma3_text", "phi", "qwen2", "qwen3", "opt", "bart"),
+            ("v_proj",),
+        ),
+        **dict.fromkeys(("bert", "roberta"), ("value",)),
+        "t5": ("v",),
+        "deberta-v2": ("value_proj",),
+    }
+)
+# By what a method adapts: the modules, and what they are called where a recipe has to name them.
+_TABLES: Mapping[str, tuple[Mapping[str, _Names], str]] = MappingProxyType(
+    {"norms": (NORMS, "norms"), "values": (VALUES, "value projections")}
+)
+
 
 def with_default_modules(
     method: Method, filled: Mapping[str, Frozen], model_type: str | None, *, where: str
@@ -76,19 +92,25 @@ def with_default_modules(
     """Return checked hyperparameters with the modules that a recipe left to the base's family.
 
     Raises:
-        IncompatibleError: nothing is known of the base's family; the hint says what to name.
+        IncompatibleError: nothing is known of the base's family (the hint says what to name), or the method does not
+            work on it.
     """
+    if method.model_types and model_type not in method.model_types:
+        raise IncompatibleError(
+            f"{method.name} works on {', '.join(method.model_types)} alone, not on {model_type or 'an unnamed type'}",
+            where=where,
+        )
     if method.targets in ("", "embedding") or (filled["target_modules"] is not None and method.targets != "scaled"):
         return filled
     if method.targets == "linear":
         return MappingProxyType({**filled, "target_modules": default_targets(model_type)})
-    if method.targets == "norms":
-        norms = NORMS.get(model_type or "")
-        if norms is None:
-            raise _unknown(
-                method, model_type, "target_modules: the base's norms, by the last parts of their names", where
-            )
-        return MappingProxyType({**filled, "target_modules": norms})
+    if method.targets in _TABLES:
+        table, what = _TABLES[method.targets]
+        found = table.get(model_type or "")
+        if found is None:
+            name = f"target_modules: the base's {what}, by the last parts of their names"
+            raise _unknown(method, model_type, name, where)
+        return MappingProxyType({**filled, "target_modules": found})
     return _with_scaled(method, filled, model_type, where)
 
 

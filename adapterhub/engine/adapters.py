@@ -36,11 +36,12 @@ def peft_config(
     model_type: str | None = None,
     steps: int | None = None,
     tokenizer: str | None = None,
+    layers: int | None = None,
 ) -> PeftConfig:
     """Return PEFT's config of checked hyperparameters, whose names are its own (catalog/hyperparameters.py).
 
     steps: how many optimizer steps will be trained, which AdaLoRA plans its ranks by. tokenizer: a folder, for a prompt
-    that begins as a text.
+    that begins as a text. layers: the base's, which adaption prompts are put into unless a recipe says fewer.
 
     Raises:
         IncompatibleError: PEFT refuses the values together.
@@ -56,6 +57,8 @@ def peft_config(
         given["fan_in_fan_out"] = family is not None and family.conv1d
     if "total_step" in names:
         given["total_step"] = steps
+    if given.get("adapter_layers", 0) is None:
+        given["adapter_layers"] = layers
     if given.get("prompt_tuning_init") == "TEXT":
         given["tokenizer_name_or_path"] = tokenizer
     try:
@@ -103,13 +106,14 @@ def attach(
         model_type=base.model.config.model_type,
         steps=steps,
         tokenizer=getattr(base.tokenizer, "name_or_path", None),
+        layers=getattr(base.model.config, "num_hidden_layers", None),
     )
     # Before the adapter is made, so that A's first values belong to the seed too.
     set_seed(seed)
     try:
         with without_future_warnings():
             model = get_peft_model(base.model, config)
-    except (ValueError, TypeError, AssertionError, IndexError) as error:
+    except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
         raise IncompatibleError(
             f"PEFT cannot put this adapter on the base model: {first_line(error)}", where="hyperparameters", hint=hint
         ) from error
@@ -117,6 +121,10 @@ def attach(
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
     _require_trained(model, base, method)
+    if not trainable_parameters(model):
+        raise IncompatibleError(
+            "there is nothing to train: PEFT passed every module over", where="hyperparameters", hint=hint
+        )
     return model
 
 

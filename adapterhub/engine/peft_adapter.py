@@ -47,6 +47,15 @@ _NOT_READ = (
     "num_layers",
 )
 _EXPRESSIONS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+# Mappings whose keys are matched with modules as those of LoRA's ranks are.
+_PATTERNS = ("rank_pattern", "alpha_pattern", "lambda_pattern", "n_frequency_pattern", "block_size_pattern")
+# Settings that are a size of some tensor, and those that are at most the number of tensors.
+_SIZES = (
+    *("r", "init_r", "hybrid_r", "num_virtual_tokens", "adapter_len", "num_vectors", "vector_length", "u"),
+    *("theta_d_length", "n_frequency", "shadow_hidden_size", "shadow_intermediate_size", "update_hidden_size"),
+)
+_NUMBERS = ("depth", "shadow_num_hidden_layers")
+_MOST_UNSAVED = 4096
 _SHOWN = 20
 
 
@@ -102,7 +111,9 @@ def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrain
     _refuse_claims(package.config, state, method, label)
     try:
         with without_future_warnings():
-            adapted = PeftModelForCausalLM(model, config)
+            # Some methods draw at random, or refuse what was saved for running alone, while they train.
+            adapted = PeftModelForCausalLM(model, config).eval()
+        _refuse_other_targets(adapted, package.config, method, label)
         _refuse_other_names(adapted, state, label)
         set_peft_model_state_dict(adapted, state)
     except (ValueError, TypeError, RuntimeError, KeyError, AssertionError) as error:
@@ -138,6 +149,8 @@ def _config(package: Package, method: Method, modules: Sequence[str]) -> PeftCon
     for key, value in package.config.items():
         if key in taken and key in defaults and key not in _NOT_READ:
             given[key] = thaw(value)
+        elif key == "target_modules" and not method.targets:
+            continue  # which PEFT finds itself, and are to be those of this base
         elif key not in BOOKKEEPING and key not in _NOT_READ and not _says_nothing(key, value, defaults):
             unknown.append(f"{key}: {value!r}"[:200])
     where = f"{package.manifest.name}@{package.manifest.version}: {CONFIG_FILE}"
@@ -166,12 +179,13 @@ def _try_expressions(config: Mapping[str, Frozen], modules: Sequence[str], *, ra
     Raises:
         InvalidFileError: one takes too long, or is no expression.
     """
-    names = (*_EXPRESSIONS, "rank_pattern", "alpha_pattern") if ranks else _EXPRESSIONS
-    spec = LoraSpec.from_hyperparameters({name: config[name] for name in names if name in config})
+    given: dict[str, Frozen] = {name: config[name] for name in _EXPRESSIONS if name in config}
+    patterns = [config[name] for name in _PATTERNS if name in config and ranks]
+    given["rank_pattern"] = {key: 1 for pattern in patterns if isinstance(pattern, Mapping) for key in pattern}
+    spec = LoraSpec.from_hyperparameters(given)
     for module in modules:
         if spec.matches(module):
             spec.rank_of(module)
-            spec.alpha_of(module)
 
 
 def _refuse_claims(config: Mapping[str, Frozen], state: Mapping[str, torch.Tensor], method: Method, label: str) -> None:
@@ -183,11 +197,25 @@ def _refuse_claims(config: Mapping[str, Frozen], state: Mapping[str, torch.Tenso
     if isinstance(patterns, Mapping):
         # AdaLoRA's: the ranks that are left, among those of the beginning.
         sizes += [len(kept) for kept in patterns.values() if isinstance(kept, tuple)]
-    for name in ("r", "init_r", "num_virtual_tokens"):
+    most = {**dict.fromkeys(_SIZES, max(sizes, default=0)), **dict.fromkeys(_NUMBERS, len(state))}
+    if method.name == "unilora":
+        most["r"] = _MOST_UNSAVED  # its one tensor is as long as the recipe says, whatever the rank
+    for name, limit in most.items():
         value = config.get(name)
         known = method.hyperparameter(name) is not None
-        if known and isinstance(value, int) and value > max(sizes, default=0):
+        if known and isinstance(value, int) and value > limit:
             raise _unfit(label, (f"{CONFIG_FILE}: {name} is {value}, and no tensor has such a size",))
+
+
+def _refuse_other_targets(adapted: PeftModel, config: Mapping[str, Frozen], method: Method, label: str) -> None:
+    """Refuse modules that a file names where PEFT finds them itself, if it finds others in this base."""
+    said = config.get("target_modules")
+    if method.targets or said is None:
+        return
+    found = getattr(adapted.active_peft_config, "target_modules", None)
+    listed = tuple(sorted(found)) if isinstance(found, list | set | tuple) else found
+    if listed != said:
+        raise _unfit(label, (f"{CONFIG_FILE}: target_modules is {thaw(said)!r}, in this base it is {thaw(listed)!r}",))
 
 
 def _refuse_other_names(adapted: PeftModel, state: Mapping[str, torch.Tensor], label: str) -> None:

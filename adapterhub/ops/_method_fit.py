@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from adapterhub.catalog.method_sizes import size_faults
 from adapterhub.catalog.methods import method_named
 from adapterhub.catalog.own_settings import is_own
 from adapterhub.errors import IncompatibleError, InvalidFileError
@@ -22,8 +23,8 @@ def fit_method(
     """Return what a recipe trains, by the base's headers; None where only the built model can tell.
 
     Raises:
-        IncompatibleError: a target module is not in the base (the hint names those that are), the base has no place for
-            the adapter, or its context no room for a trained prompt.
+        IncompatibleError: a target module is not in the base (the hint names those that are), or its sizes do not go
+            with the method, the base has no place for the adapter, or its context no room for a trained prompt.
         InvalidFileError: settings contradict each other.
     """
     _refuse_task(shape, recipe, where)
@@ -39,9 +40,11 @@ def fit_method(
             return adapter
         magnitudes = {f"{target.module}.magnitude": target.outputs for target in adapter.targets}
         return replace(adapter, others={**adapter.others, **magnitudes})
-    if method.targets in ("linear", "scaled"):
+    if method.targets in ("linear", "scaled", "values"):
         # Every method of PEFT finds its modules as LoRA does: what LoRA would miss, it misses.
-        adapter_shape(shape, {key: hyperparameters.get(key) for key in _SELECTION}, where=where)
+        found = adapter_shape(shape, {key: hyperparameters.get(key) for key in _SELECTION}, where=where)
+        if found is not None:
+            _refuse_sizes(method.name, hyperparameters, found, where)
     return None
 
 
@@ -61,11 +64,23 @@ def _refuse_task(shape: BaseShape, recipe: Recipe, where: str) -> None:
         )
 
 
+def _refuse_sizes(method: str, hyperparameters: Mapping[str, Frozen], found: AdapterShape, where: str) -> None:
+    modules = [(target.module, target.inputs, target.outputs) for target in found.targets]
+    faults = size_faults(method, hyperparameters, modules)
+    if faults:
+        raise IncompatibleError(
+            f"the modules that {method} would adapt have other sizes",
+            where=where,
+            details=tuple(f"{fault.name}: {fault.text}" for fault in faults),
+            hint=", ".join(f"{fault.name}: {fault.most}" for fault in faults) + " is the most that all of them take",
+        )
+
+
 def stand_in(shape: BaseShape, hyperparameters: Mapping[str, Frozen]) -> AdapterShape:
     """Return a LoRA that needs about the memory of what only the built model can tell: on every matrix, of its rank."""
     ranks = [hyperparameters.get(name) for name in ("r", "init_r")]
     rank = next((rank for rank in ranks if isinstance(rank, int) and rank), 1)
-    # VeRA's rank is that of matrices which all modules share and nothing trains.
+    # VeRA's rank is that of matrices which all modules share and nothing trains; so is that of its kin.
     return any_adapter(shape, 1 if "projection_prng_key" in hyperparameters else rank)
 
 
@@ -78,11 +93,18 @@ def room_for_text(shape: BaseShape, hyperparameters: Mapping[str, Frozen]) -> in
 
 
 def _refuse_contradictions(shape: BaseShape, recipe: Recipe, hyperparameters: Mapping[str, Frozen], where: str) -> None:
-    if recipe.method == "prefix_tuning" and recipe.training.gradient_checkpointing:
+    if recipe.method in ("prefix_tuning", "cartridge") and recipe.training.gradient_checkpointing:
         raise InvalidFileError(
-            "layers that are computed again have lost the trained keys and values of prefix_tuning",
+            f"layers that are computed again have lost the trained keys and values of {recipe.method}",
             where=f"{where}: training.gradient_checkpointing",
             hint="remove it, or take prompt_tuning or lora",
+        )
+    layers = hyperparameters.get("adapter_layers")
+    if isinstance(layers, int) and layers > len(shape.layers):
+        raise IncompatibleError(
+            f"is {layers}, and the base has {len(shape.layers)} layers",
+            where=f"{where}: hyperparameters.adapter_layers",
+            hint="leave it out for all",
         )
     if (room := room_for_text(shape, hyperparameters)) is not None and room < 2:
         raise IncompatibleError(

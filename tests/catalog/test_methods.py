@@ -6,6 +6,7 @@ from adapterhub.catalog import hyperparameters as rows
 from adapterhub.catalog import methods
 from adapterhub.catalog.method_targets import with_default_modules
 from adapterhub.catalog.methods import METHODS, check_hyperparameters, method_named, method_of_config
+from adapterhub.catalog.own_methods import OWN_TYPES
 from adapterhub.errors import IncompatibleError, InvalidFileError, UsageError
 
 LORA = METHODS["lora"]
@@ -71,9 +72,16 @@ def test_wrong_values_are_refused(given, word):
 
 
 def test_a_method_that_cannot_be_built_says_so():
-    with pytest.raises(UsageError, match="xlora cannot be built yet") as caught:
+    with pytest.raises(UsageError, match="xlora cannot be built: it mixes adapters that exist already") as caught:
         check_hyperparameters(METHODS["xlora"], {}, where="recipe.yaml")
     assert "lora" in (caught.value.hint or "")
+
+
+def test_every_method_of_peft_is_built_or_says_why_it_is_not():
+    not_built = {row.name: row.why_not for row in METHODS.values() if not row.buildable and row.peft_type}
+    assert set(not_built) == {"adamss", "frod", "lily", "psoft", "multitask_prompt_tuning", "cpt", "poly", "xlora"}
+    assert all(not_built.values())
+    assert not any(row.why_not for row in METHODS.values() if row.buildable)
 
 
 def test_method_named_suggests():
@@ -151,6 +159,54 @@ def test_a_start_that_needs_no_data_is_taken(name):
     assert not any(methods.changes_base(value) for value in (True, False, None, "gaussian", "orthogonal"))
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "word"),
+    [
+        ("road", {"group_size": 15}, "even"),
+        ("road", {"variant": "road_3"}, "road_4"),
+        ("hra", {"r": 3}, "even"),
+        ("hra", {"apply_GS": True}, "orthogonal"),
+        ("gralora", {"r": 5}, "multiple of gralora_k"),
+        ("glora", {"config_A_B": "none", "config_C": "none", "config_D_E": "none"}, "nothing would be trained"),
+        ("vblora", {"topk": 300}, "num_vectors"),
+        ("randlora", {"sparse": True, "very_sparse": True}, "either sparse"),
+        ("miss", {"mini_r": 2}, "init_weights: mini"),
+        ("miss", {"mini_r": 3, "init_weights": "mini"}, "divide r"),
+        ("miss", {"init_weights": "bone"}, "not known"),
+        ("osf", {"effective_rank": 1.5}, "share below 1"),
+        ("osf", {"rank_pattern": {}}, "not offered"),
+        ("supertuning", {"lora_alpha": 2}, "that r asks for"),
+        ("cartridge", {"num_virtual_tokens": 2, "num_frozen_tokens": 2}, "leaves none"),
+        ("waveft", {"wavelet_family": "db39"}, "not known"),
+        ("c3a", {"block_size_pattern": {"v_proj": 1.5}}, "whole number"),
+        ("delora", {"lambda_pattern": {"v_proj": -1}}, "at least 0"),
+        ("fourierft", {"n_frequencies": 3}, "did you mean 'n_frequency'"),
+        ("shadow", {"auxiliary_loss_weight": 0.05}, "at most 0"),
+        ("shadow", {"shadow_model": "org/x"}, "loaded from elsewhere"),
+        ("adaption_prompt", {"adapter_len": 0}, "at least 1"),
+    ],
+)
+def test_values_that_a_method_cannot_be_trained_with_are_refused(method, given, word):
+    with pytest.raises(InvalidFileError, match=word):
+        check_hyperparameters(METHODS[method], given, where="x")
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("osf", {"effective_rank": 4}),
+        ("osf", {"effective_rank": 0.5}),
+        ("delora", {"lambda_pattern": {"v_proj": 1.5}}),
+        ("supertuning", {"r": 2, "lora_alpha": 2}),
+        ("waveft", {"wavelet_family": "coif17"}),
+        ("miss", {"mini_r": 2, "init_weights": "mini"}),
+    ],
+)
+def test_values_that_a_method_can_be_trained_with_are_taken(method, given):
+    filled = check_hyperparameters(METHODS[method], given, where="x")
+    assert {name: filled[name] for name in given} == given
+
+
 def test_alpha_is_loha_s_own_name_and_null_is_taken_where_it_is_the_default():
     assert check_hyperparameters(METHODS["loha"], {"lora_alpha": 3}, where="x")["alpha"] == 3
     assert check_hyperparameters(METHODS["loha"], {"alpha": 3}, where="x")["alpha"] == 3
@@ -173,7 +229,13 @@ def test_modules_by_default():
     assert filled("ln_tuning", {}, "gpt2")["target_modules"] == ("ln_1", "ln_2", "ln_f")
     assert filled("trainable_tokens", {"token_indices": [1]}, "unheard")["target_modules"] is None
     assert "target_modules" not in filled("prefix_tuning", {}, "unheard")
+    assert filled("beft", {}, "bert")["target_modules"] == ("value",)
+    assert filled("beft", {"target_modules": ["x"]}, "unheard")["target_modules"] == ("x",)
+    assert filled("adaption_prompt", {}, "mistral")["adapter_layers"] is None
+    with pytest.raises(IncompatibleError, match="llama, mistral, gpt2 alone"):
+        filled("adaption_prompt", {}, "bloom")
     for method, given, word in (
+        ("beft", {}, "value projections"),
         ("ia3", {}, "target_modules and feedforward_modules"),
         ("ia3", {"target_modules": ["k"]}, "feedforward_modules"),
         ("ln_tuning", {}, "the base's norms"),
@@ -191,7 +253,7 @@ def test_the_table_knows_every_method_and_name_that_peft_knows():
     from peft.utils.peft_types import PeftType
 
     known = {row.peft_type for row in METHODS.values()}
-    assert {item.value for item in PeftType} == known - {None}
+    assert {item.value for item in PeftType} == known - {None} - OWN_TYPES
     fields = set(LoraConfig.__dataclass_fields__)
     assert {row.name for row in LORA.hyperparameters} <= fields
     assert fields == methods.LORA_CONFIG_KEYS

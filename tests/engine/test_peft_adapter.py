@@ -25,7 +25,8 @@ pytestmark = pytest.mark.engine
 
 IDS = [72, 101, 108, 108, 111, 32, 116, 104, 101, 114, 101]
 OTHERS = [case for case, (method, _) in CASES.items() if METHODS[method].peft_type != "LORA"]
-PROMPTS = [case for case in OTHERS if METHODS[CASES[case][0]].group == "prompt"]
+# What PEFT cannot write into weights: prompts, networks beside layers, biases where there are none.
+ACTIVE = [case for case in OTHERS if not METHODS[CASES[case][0]].foldable]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_the_outputs_are_plain_peft_s(folder: Path, tmp_path: Path, case: str) -
     )
     assert torch.allclose(ours, theirs, atol=2e-5, rtol=1e-5)
     assert (theirs - bare).abs().max() > 1e-3
-    assert isinstance(model, PeftModel) == (case in PROMPTS)
+    assert isinstance(model, PeftModel) == (case in ACTIVE)
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -90,7 +91,9 @@ def test_a_16_bit_base_with_tied_embeddings(tmp_path: Path, case: str) -> None:
     assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
-@pytest.mark.parametrize("case", ["prompt_tuning", "prefix_tuning", "ia3"])
+@pytest.mark.parametrize(
+    "case", ["prompt_tuning", "prefix_tuning", "ia3", "cartridge", "adaption_prompt", "beft", "shadow"]
+)
 def test_text_is_the_likeliest_token_after_token(folder: Path, tmp_path: Path, case: str) -> None:
     """With the cache and PEFT's own preparation of its inputs, the answer is that of passes without either."""
     ready = loaded(folder, adapter(folder, case, tmp_path))
@@ -116,7 +119,7 @@ def test_a_trained_prompt_takes_room_in_the_context(folder: Path, tmp_path: Path
     assert generate(ready.model, ready.tokenizer, prompt, Generation(max_new_tokens=3)).new_tokens <= 3
 
 
-@pytest.mark.parametrize("case", ["ia3", "vera", "ln_tuning", "prompt_tuning", "adalora"])
+@pytest.mark.parametrize("case", ["ia3", "vera", "ln_tuning", "prompt_tuning", "adalora", "shadow", "shira"])
 def test_a_base_with_other_layers_or_widths_is_refused(folder: Path, tmp_path: Path, case: str) -> None:
     out = adapter(folder, case, tmp_path / "adapter")
     for name, base in {
@@ -145,7 +148,20 @@ def test_a_tensor_too_few_or_too_many_is_refused(folder: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("case", "name"), [("vera", "r"), ("adalora", "init_r"), ("prompt_tuning", "num_virtual_tokens")]
+    ("case", "name"),
+    [
+        ("vera", "r"),
+        ("adalora", "init_r"),
+        ("prompt_tuning", "num_virtual_tokens"),
+        ("unilora", "r"),
+        ("unilora", "theta_d_length"),
+        ("vblora", "num_vectors"),
+        ("tinylora", "u"),
+        ("waveft", "n_frequency"),
+        ("adaption_prompt", "adapter_len"),
+        ("shadow", "shadow_num_hidden_layers"),
+        ("peanut", "depth"),
+    ],
 )
 def test_a_size_that_no_tensor_has_is_refused_before_it_is_taken(
     folder: Path, tmp_path: Path, case: str, name: str

@@ -1,0 +1,138 @@
+"""LoRA, DoRA and AdaLoRA: their hyperparameters, with PEFT's names and our defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from adapterhub.catalog.hyperparameters.row import (
+    ALPHAS,
+    EXCLUDED,
+    LAYERS,
+    RANKS,
+    SAVED,
+    TARGETS,
+    Hyperparameter,
+    bias,
+    flag,
+    rate,
+    whole,
+)
+
+# What changes the base's weights first is written as a plain LoRA of the base once trained (engine/adapters.py).
+_LORA_START = Hyperparameter(
+    name="init_lora_weights",
+    kind="any",
+    default=True,
+    choices=(True, False, "gaussian", "orthogonal", "pissa", "olora"),
+    pattern=r"pissa_niter_[1-9][0-9]{0,3}",
+    refused=MappingProxyType(
+        {
+            "eva": "draws A from the activations of data before training, which is not done here",
+            "corda": "needs the covariance of data before training, which is not done here",
+            "lora_ga": "needs gradients of data before training, which is not done here",
+            "loftq": "quantizes the base, and training on a quantized base is not supported yet",
+            "mica": "is not offered here",
+        }
+    ),
+    help="how A and B begin: true leaves the base's output unchanged; pissa, pissa_niter_N and olora begin with "
+    "directions of the base's own weights (https://arxiv.org/abs/2404.02948, https://arxiv.org/abs/2406.01775)",
+)
+
+LORA: tuple[Hyperparameter, ...] = (
+    Hyperparameter(name="r", kind="int", default=16, minimum=1, maximum=65536, help="rank of A and B"),
+    Hyperparameter(
+        name="lora_alpha", kind="float", default=32, minimum=0.0, help="the delta is scaled by lora_alpha / r"
+    ),
+    rate("lora_dropout", "dropout before A in training"),
+    TARGETS,
+    EXCLUDED,
+    bias("lora_only"),
+    flag("use_rslora", False, "scale by lora_alpha / sqrt(r) instead (https://arxiv.org/abs/2312.03732)"),
+    flag("use_dora", False, "train magnitudes apart: the method dora"),
+    RANKS,
+    ALPHAS,
+    *LAYERS,
+    SAVED,
+    _LORA_START,
+)
+
+DORA = tuple(replace(row, default=True) if row.name == "use_dora" else row for row in LORA)
+
+ADALORA: tuple[Hyperparameter, ...] = (
+    whole("init_r", 12, "rank of every module at the start"),
+    whole("target_r", 8, "mean rank of the modules at the end; less than init_r"),
+    whole("tinit", 0, "steps before ranks are taken away", minimum=0),
+    whole("tfinal", 0, "steps at the end with the ranks that are left", minimum=0),
+    whole("deltaT", 1, "steps between two rounds of taking ranks away"),
+    Hyperparameter(
+        name="beta1", kind="float", default=0.85, minimum=1e-6, maximum=1 - 1e-6, help="smoothing of the sensitivity"
+    ),
+    Hyperparameter(
+        name="beta2", kind="float", default=0.85, minimum=1e-6, maximum=1 - 1e-6, help="smoothing of the uncertainty"
+    ),
+    Hyperparameter(
+        name="orth_reg_weight",
+        kind="float",
+        default=0.5,
+        minimum=0.0,
+        help="weight of the penalty on A and B not being orthogonal; it is part of the loss that is logged",
+    ),
+    Hyperparameter(
+        name="lora_alpha", kind="float", default=32, minimum=0.0, help="the delta is scaled by lora_alpha / init_r"
+    ),
+    rate("lora_dropout", "dropout before A in training"),
+    TARGETS,
+    EXCLUDED,
+    *LAYERS,
+    SAVED,
+)
+
+
+_NOT_OFFERED = "is not offered here"
+_LORA_LEFT_OUT = MappingProxyType(
+    {
+        "runtime_config": "is of no use in training",
+        "eva_config": "needs data before training, which is not done here",
+        "corda_config": "needs data before training, which is not done here",
+        "lora_ga_config": "needs data before training, which is not done here",
+        "loftq_config": "quantizes the base, and training on a quantized base is not supported yet",
+        **dict.fromkeys(
+            (
+                "alora_invocation_tokens",
+                "arrow_config",
+                "ensure_weight_tying",
+                "kasa_config",
+                "layer_replication",
+                "lora_bias",
+                "megatron_config",
+                "megatron_core",
+                "monteclora_config",
+                "qalora_group_size",
+                "target_parameters",
+                "trainable_token_indices",
+                "use_bdlora",
+                "use_qalora",
+                "velora_config",
+            ),
+            _NOT_OFFERED,
+        ),
+    }
+)
+
+TABLES: Mapping[str, tuple[Hyperparameter, ...]] = {"lora": LORA, "dora": DORA, "adalora": ADALORA}
+LEFT_OUT: Mapping[str, Mapping[str, str]] = {
+    "lora": _LORA_LEFT_OUT,
+    "dora": _LORA_LEFT_OUT,
+    "adalora": MappingProxyType(
+        {
+            **_LORA_LEFT_OUT,
+            **dict.fromkeys(("bias", "use_rslora", "use_dora", "alpha_pattern"), "is not read by AdaLoRA"),
+            "r": "is not read by AdaLoRA; write init_r and target_r",
+            "init_lora_weights": "has only one sound value in AdaLoRA",
+            "rank_pattern": "is what AdaLoRA finds in training",
+            "total_step": "is the number of steps the recipe trains",
+        }
+    ),
+}
