@@ -1,6 +1,6 @@
 """How the tensors of each method that stands alone are read: names and shapes now, values when they are asked for.
 
-(IA)³, LayerNorm tuning, trained tokens, OFT, BOFT and VeRA, by the names that peft 0.21.2 saves.
+(IA)³, LayerNorm tuning, trained tokens, OFT, BOFT and VeRA, by the names that peft 0.21.2 saves; BitFit by our own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from adapterhub.algebra.changes import Change, ExpertFactors, Rewriting, Shape, load_finite
 from adapterhub.algebra.delta import Packaged, WholeTensor
+from adapterhub.catalog.own_methods import BITFIT_TYPE
 from adapterhub.spec._decode import Frozen
+from adapterhub.spec.bitfit import DELTA
 from adapterhub.spec.manifest import WEIGHTS_FILE
 from adapterhub.weights import TensorInfo, read_bytes
 
@@ -284,6 +286,19 @@ def _shared(loads: Sequence[Load], module: str) -> Rewrite:
     return Shared(module=module, a=lambda_d[:, None] * a, b=lambda_b[:, None] * b[: len(lambda_b)])
 
 
+def read_bitfit(reader: Reader) -> None:
+    """Read BitFit's differences of biases (engine/methods/bitfit.py)."""
+    for match, tensor in reader.take(re.compile(r"(?P<bias>.+\.bias)" + DELTA)):
+        loaded = partial(_added, reader.load(tensor, match["bias"]), match["bias"])
+        reader.put(match["bias"], (tensor.elements, None), loaded)
+
+
+def _added(load: Load, module: str) -> Rewrite:
+    from adapterhub.algebra.rewrites import Shifted
+
+    return Shifted(module=module, shift=load())
+
+
 METHOD_READERS: Mapping[str, Callable[[Reader], None]] = MappingProxyType(
     {
         "IA3": read_ia3,
@@ -292,6 +307,7 @@ METHOD_READERS: Mapping[str, Callable[[Reader], None]] = MappingProxyType(
         "OFT": read_oft,
         "BOFT": read_boft,
         "VERA": read_vera,
+        BITFIT_TYPE: read_bitfit,
     }
 )
 """By PEFT's word for the method."""

@@ -13,7 +13,7 @@ from adapterhub.bases import BaseStore, read_base
 from adapterhub.documents import read_manifest
 from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, UsageError
 from adapterhub.ops.build import build, plan_build
-from adapterhub.ops.merge import plan_merge
+from adapterhub.ops.merge import merge, plan_merge
 from adapterhub.ops.run import plan_run, run
 from adapterhub.ops.validate import validate
 from adapterhub.package import write_manifest
@@ -81,9 +81,23 @@ def test_a_package_is_built_and_runs(
     options: dict[str, Any] = {"settings": both, "cwd": tmp_path, "device": "cpu", "dtype": "float32"}
     ready = plan_run("hello", stack=str(outs[0]), generation=Generation(max_new_tokens=4), **options)
     assert [step.action for step in ready.steps][1] == ("fold" if method == "bitfit" else "activate")
-    assert 0 < run(ready).new_tokens <= 4
-    with pytest.raises(IncompatibleError, match="is not LoRA"):
+    answer = run(ready)
+    assert 0 < answer.new_tokens <= 4
+    if method == "bitfit":
+        _check_merged(tmp_path / "merged", outs[0], both, answer.loaded.model)
+        return
+    with pytest.raises(IncompatibleError, match="cannot be merged"):
         plan_merge(tmp_path / "merged", stack=str(outs[0]), settings=both, cwd=tmp_path)
+
+
+def _check_merged(out: Path, package: Path, settings: Settings, folded: Any) -> None:
+    """Merge BitFit into the base's files; the model is the one that runs with the adapter."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    merge(plan_merge(out, stack=str(package), settings=settings, cwd=package.parent))
+    state = AutoModelForCausalLM.from_pretrained(str(out)).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in folded.state_dict().items())
 
 
 def _header(folder: Path) -> bytes:
