@@ -278,7 +278,8 @@ def _layer_bytes(
     token = norms + attention + inner + size * sum(target.rank for target in targets)
     sources: dict[str, int] = {}
     for target in targets:
-        source = layer.sources[target.module]
+        # Experts that are fused are no modules of the layer.
+        source = layer.sources.get(target.module, target.module)
         if size == 4 and not adapter.dropout:
             # Modules that read the same input keep it once, and attention's output is kept already.
             sources[source] = 0 if source == "attention" else target.inputs

@@ -326,3 +326,20 @@ def test_an_expression_on_handed_over_names_is_known_when_built(folder: Any) -> 
     assert trainable_parameters(shape, {"r": 4, "target_modules": ".*q_proj"}, where="test") is None
     given = {"r": 4, "target_modules": ALL_LINEAR, "exclude_modules": ("q_proj",)}
     assert trainable_parameters(shape, given, where="test") is None
+
+
+def test_memory_of_fused_experts_is_estimated(folder: Any) -> None:
+    """The adapter's part by its parameters; what is kept grows with the experts that are adapted."""
+    from adapterhub.engine.batches import Batch
+    from adapterhub.ops._estimate import Training, adapter_shape, estimate_memory
+
+    shape = shape_of("mixtral", folder, "CAUSAL_LM")
+    batch = Batch(rows=2, width=8, tokens=16, labelled=8, shared=0)
+    needed = []
+    for targets in (("q_proj",), ("q_proj", "w2"), ALL_LINEAR):
+        adapter = adapter_shape(shape, {"r": 4, "target_modules": targets}, where="test")
+        assert adapter is not None
+        memory = estimate_memory(shape, adapter, Training(dtype="float32", device="cpu"), [batch])
+        assert memory.adapter == 4 * adapter.parameters
+        needed.append(memory.activations)
+    assert needed[0] < needed[1] < needed[2]
