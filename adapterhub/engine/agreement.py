@@ -37,7 +37,7 @@ PROMPTS = (
     "¿Qué hago si tengo fiebre?",
     "Q: A train leaves at 9:40 and arrives at 12:05. How long does it take?\nA:",
 )
-# Ids spread over the whole vocabulary, so that rows of embeddings which no prompt names are read too.
+# Ids spread over the whole vocabulary, and those that were trained: rows of embeddings which no prompt names.
 SPREAD = 64
 # Of the largest logit: what another order of float32 sums makes, and what that makes of a rounding here and there.
 BOUND_EXACT, BOUND_ROUNDED = 1e-4, 2e-3
@@ -109,7 +109,7 @@ def compare_logits(
         loaded = load_base(record, device=device, dtype=torch.float32)
         words = loaded.tokenizer if tokenizer is None else own_tokenizer(tokenizer, loaded.tokenizer)
         model: Any = loaded.model
-        probes = _probes(words, int(model.get_input_embeddings().weight.shape[0]))
+        probes = _probes(words, _trained_tokens(layers), int(model.get_input_embeddings().weight.shape[0]))
         bare = _logits(model, probes)
         task.advance()
         model = _with_stack(model, layers, rule)
@@ -161,11 +161,22 @@ def _merged_by_peft(model: Any, package: Package) -> Any:
         ) from error
 
 
-def _probes(tokenizer: PreTrainedTokenizerBase, rows: int) -> list[list[int]]:
+def _trained_tokens(layers: Sequence[tuple[Package, float]]) -> list[int]:
+    """Return ids of tokens that adapters trained, as many as a prompt holds."""
+    found: list[int] = []
+    for package, _ in layers:
+        for key in ("token_indices", "trainable_token_indices"):
+            value = package.config.get(key)
+            lists = value.values() if isinstance(value, Mapping) else [value]
+            found += [item for items in lists if isinstance(items, tuple) for item in items if isinstance(item, int)]
+    return found[:SPREAD]
+
+
+def _probes(tokenizer: PreTrainedTokenizerBase, trained: list[int], rows: int) -> list[list[int]]:
     """Return lists of token ids below `rows`."""
     texts = [[int(item) for item in tokenizer(text)["input_ids"]] for text in PROMPTS]
     spread = [index * rows // SPREAD for index in range(SPREAD)]
-    return [ids for ids in ([item for item in text if item < rows] for text in (*texts, spread)) if ids]
+    return [ids for ids in ([item for item in text if item < rows] for text in (*texts, spread, trained)) if ids]
 
 
 def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ import pytest
 from adapterhub.algebra.fuse import FuseReport, fuse, plan_fuse
 from adapterhub.algebra.read_alone import read_alone
 from adapterhub.package import open_package
-from tests.factory import edit_tensors, read_tensors, tiny_gpt2, tiny_llama
+from tests.factory import edit_json, edit_tensors, read_tensors, tiny_gpt2, tiny_llama
 
 pytestmark = pytest.mark.engine
 
@@ -108,8 +108,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def trained(base: Path, config: Any, folder: Path, *, size: float = 0.3) -> Path:
-    """Save an adapter whose every trainable value was moved at random."""
+def trained(base: Path, config: Any, folder: Path, *, size: float = 0.3, base_id: str | None = None) -> Path:
+    """Save an adapter whose every trainable value was moved at random; base_id: what it calls its base model."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -123,6 +123,8 @@ def trained(base: Path, config: Any, folder: Path, *, size: float = 0.3) -> Path
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.data += size * noise
         model.save_pretrained(folder)
+    if base_id is not None:
+        edit_json(folder / "adapter_config.json", base_model_name_or_path=base_id)
     return folder
 
 
