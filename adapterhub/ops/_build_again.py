@@ -53,7 +53,9 @@ class Asked:
     @property
     def record(self) -> Path:
         """Where the record of such a build lies."""
-        words = [str(Path.cwd()), str(self.recipe), str(self.out or ""), self.device, *self.overrides]
+        # A relative folder is told as it was named, so it is another where it is named from elsewhere.
+        here = "" if self.out is not None and self.out.is_absolute() else str(Path.cwd())
+        words = [here, str(self.recipe.absolute()), str(self.out or ""), self.device, *self.overrides]
         key = sha256(json.dumps(words).encode()).hexdigest()
         return self.settings.cache / "builds" / f"{key[:32]}.json"
 
