@@ -109,13 +109,15 @@ def _shared_length(base: Any, input_ids: torch.Tensor, labelled: torch.Tensor) -
 
 
 def _draws_or_recomputes(base: Any) -> bool:
-    """Say whether a model has dropout or checkpointing switched on."""
+    """Say whether a model has dropout, noise on its embeddings (NEFTune) or checkpointing switched on."""
     import torch
 
     if float(getattr(base.config, "attention_dropout", 0) or 0) > 0:
         return True
     return any(
-        (isinstance(module, torch.nn.Dropout) and module.p > 0) or getattr(module, "gradient_checkpointing", False)
+        (isinstance(module, torch.nn.Dropout) and module.p > 0)
+        or getattr(module, "gradient_checkpointing", False)
+        or hasattr(module, "neftune_noise_alpha")
         for module in base.modules()
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -39,15 +39,19 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
     """Load the base, train the adapter, and measure both; the adapter's files and the log are written to `folder`.
 
     Raises:
-        BuildError: the loss is not finite, or memory ran out. What `load_base` and `adapters.attach` raise.
+        UsageError: the training asks for a library, a device or held-out rows that are not here. BuildError: the loss
+            is not finite, or memory ran out. What `load_base` and `adapters.attach` raise.
     """
     from adapterhub.engine import adapters, evaluate
     from adapterhub.engine.base import load_base
     from adapterhub.engine.data import pad_id
+    from adapterhub.engine.optimize import refuse_unready
     from adapterhub.engine.tasks import task_engine
-    from adapterhub.engine.train import train
+    from adapterhub.engine.train import HeldOut, train
 
     plan, recipe = prepared.plan, prepared.plan.recipe
+    measured = bool(prepared.held_out.items)
+    refuse_unready(recipe.training, device=prepared.device.type, held_out=measured, steps=plan.training_steps)
     task = task_engine(recipe.task)
     with progress.task(f"loading {plan.base.ref.id}", total=None):
         base = load_base(
@@ -75,7 +79,6 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         )
 
     # Before there is an adapter: some begin by changing the base.
-    measured = bool(prepared.held_out.items)
     before = measure(base.model, "held-out rows, bare base") if measured and task.own_head else None
     model = adapters.attach(
         base,
@@ -91,11 +94,18 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         model,
         base,
         prepared.train.items,
-        recipe.training,
+        replace(recipe.training, run_name=recipe.training.run_name or f"{recipe.name}-{recipe.version}"),
         pad_id=filler,
         log=folder / TRAINING_LOG_FILE,
         progress=progress,
         task=task,
+        held_out=HeldOut(
+            examples=prepared.held_out.items,
+            labels=plan.labels,
+            batch_size=recipe.evaluation.per_device_eval_batch_size,
+        ),
+        checkpoints=prepared.checkpoints,
+        identity=prepared.identity,
     )
     after = measure(model, "held-out rows, with the adapter") if measured else None
     adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision, start=start)
@@ -108,6 +118,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         seconds=result.seconds,
         metrics=MappingProxyType(_metrics(prepared, task, before, after)),
         trainable=trainable,
+        resumed_at=result.resumed_at,
     )
 
 

@@ -30,11 +30,17 @@ def loss_plot(log: Path, metrics: Mapping[str, float]) -> str | None:
     """
     with local_io(log, "read the file"):
         rows = [json.loads(line) for line in log.read_text("utf-8").splitlines() if line.strip()]
-    train = [(float(row["step"]), float(row["loss"])) for row in rows if math.isfinite(row["loss"])]
-    held_out: list[Point] = []
+    train = _points(rows, "loss")
+    held_out = _points(rows, "eval_loss")
     if train and "eval_loss" in metrics and "eval_loss_base" in metrics:
-        held_out = [(0.0, metrics["eval_loss_base"]), (train[-1][0], metrics["eval_loss"])]
+        between = [point for point in held_out if point[0] < train[-1][0]]
+        held_out = [(0.0, metrics["eval_loss_base"]), *between, (train[-1][0], metrics["eval_loss"])]
     return _svg(_thinned(train), held_out) if len(train) + len(held_out) > 1 else None
+
+
+def _points(rows: Sequence[Mapping[str, float]], name: str) -> list[Point]:
+    """Return step and value of the lines that have one; lines about held-out rows have no training loss."""
+    return [(float(row["step"]), float(row[name])) for row in rows if math.isfinite(row.get(name, math.nan))]
 
 
 def _svg(train: Sequence[Point], held_out: Sequence[Point]) -> str:
@@ -70,7 +76,7 @@ def _svg(train: Sequence[Point], held_out: Sequence[Point]) -> str:
     if held_out:
         parts.append(line(held_out, _HELD_OUT, ' stroke-dasharray="5 4"'))
         parts += [_dot(place(point), _HELD_OUT) for point in held_out]
-        parts.append(svg_text(right - 70, _TOP - 14, "held-out rows, before and after", "end", _HELD_OUT))
+        parts.append(svg_text(right - 70, _TOP - 14, "held-out rows", "end", _HELD_OUT))
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from adapterhub.engine import adapters
 from adapterhub.engine.data import LengthGroupedOrder, pad
-from adapterhub.engine.train import TrainResult, _memory_errors, count_steps, train
-from adapterhub.errors import BuildError, ExitCode, UsageError
+from adapterhub.engine.train import TrainResult, count_steps, train
+from adapterhub.errors import BuildError
 from adapterhub.progress import SILENT
 from adapterhub.spec.recipe import TrainingSpec
 from tests.engine.tiny import Recorder, examples, hyperparameters, load
@@ -202,20 +202,6 @@ def test_a_loss_that_is_not_finite_names_its_rows(folder: Path, tmp_path: Path) 
     assert caught.value.details == ("in the batch: rows.jsonl:7",)
 
 
-def test_memory_errors_say_what_to_lower() -> None:
-    import torch
-
-    spec = TrainingSpec(per_device_train_batch_size=8, gradient_accumulation_steps=2)
-    cpu = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried …")
-    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), cpu):
-        with pytest.raises(BuildError, match="memory ran out") as caught, _memory_errors(spec):
-            raise error
-        assert caught.value.exit_code is ExitCode.BUILD_FAILED
-        assert "per_device_train_batch_size=4 --set training.gradient_accumulation_steps=4" in str(caught.value.hint)
-    with pytest.raises(RuntimeError, match="something else"), _memory_errors(spec):
-        raise RuntimeError("something else")
-
-
 def test_an_interrupt_passes_through(folder: Path, tmp_path: Path) -> None:
     class Impatient(Recorder):
         def advance(self, amount: int = 1) -> None:
@@ -223,9 +209,3 @@ def test_an_interrupt_passes_through(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "log.jsonl", progress=Impatient.new())
-
-
-def test_several_processes_are_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="several processes"):
-        run(folder, tmp_path / "log.jsonl")
