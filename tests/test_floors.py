@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops",),
     ("api",),
     ("cli",),
+    ("__main__",),
 )
 
 # The package itself hands out every floor's public names lazily, so it stands above them all; what anybody may take
