@@ -322,7 +322,7 @@ def refuse_what_is_no_sum(source: Source) -> None:
         raise IncompatibleError(
             "cannot be written as a sum of low-rank changes",
             where=source.label,
-            hint="merge it alone, with the tool it was made with",
+            hint="adapt merge writes biases, tokens and fused experts of one adapter alone, at weight 1",
             details=tuple(faults),
         )
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from adapterhub.algebra.fuse import FuseReport, fuse, plan_fuse
-from adapterhub.algebra.read_alone import read_alone
+from adapterhub.algebra.read_alone import read_alone, read_stack
+from adapterhub.catalog.combinations import rule_of
+from adapterhub.errors import IncompatibleError, InvalidFileError
 from adapterhub.package import open_package
 from tests.factory import edit_json, edit_tensors, read_tensors, tiny_gpt2, tiny_llama
 
@@ -61,6 +63,7 @@ def _norms(family: str) -> Any:
 
 METHODS: dict[str, tuple[Callable[[str], Any], tuple[str, ...]]] = {
     "lora": (lora, ("llama", "gpt2")),
+    "dora": (lambda f: lora(f, use_dora=True), ("llama", "gpt2")),
     "adalora": (_other("AdaLoraConfig", init_r=4, target_r=2, total_step=10), ("llama", "gpt2")),
     "loha": (_other("LoHaConfig", r=5, alpha=3), ("llama",)),
     "lokr": (_other("LoKrConfig", r=2, alpha=3), ("llama",)),
@@ -178,3 +181,90 @@ def test_agrees_with_peft(tmp_path: Path, bases: dict[str, Path], method: str, f
     assert len(changed) >= 2 or "tokens" in method  # it does something
     assert set(changed) == {module.tensor for module in report.modules} | set(report.replaced)
     assert not report.untied
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "loha", "lokr", "oft", "boft", "vera", "ia3", "norms", "tokens"])
+def test_bf16_is_one_rounding_of_pefts_float32(tmp_path: Path, bases: dict[str, Path], method: str) -> None:
+    """PEFT merges in float32, and torch rounds that once: equal, or an ulp apart where the order of sums differs."""
+    import torch
+
+    base = bases["half"]
+    adapter = trained(base, METHODS[method][0]("llama"), tmp_path / "a")
+    ours, _ = merged_here(base, adapter, tmp_path / "out")
+    different = total = 0
+    for name, value in merged_by_peft(base, adapter).items():
+        expected = torch.from_numpy(value).to(torch.bfloat16)
+        got = torch.from_numpy(ours[name]).to(torch.bfloat16)
+        assert torch.equal(got.float(), torch.from_numpy(ours[name])), name  # what was written is bf16
+        steps = (got.view(torch.int16).int() - expected.view(torch.int16).int()).abs()
+        assert int(steps.max()) <= 1, name
+        different, total = different + int((steps > 0).sum()), total + steps.numel()
+    assert different <= total / 1000
+
+
+def test_what_a_config_or_its_tensors_say_amiss_is_refused(tmp_path: Path, bases: dict[str, Path]) -> None:
+    base = bases["llama"]
+
+    def faults(folder: Path) -> str:
+        with pytest.raises((IncompatibleError, InvalidFileError)) as caught:
+            read_alone(open_package(folder))
+        return " ".join((caught.value.message, *caught.value.details))
+
+    oft = trained(base, METHODS["oft"][0]("llama"), tmp_path / "oft")
+    edit_json(oft / "adapter_config.json", spin="left")
+    assert "spin: 'left'" in faults(oft)
+    edit_json(oft / "adapter_config.json", spin=None, block_share=True)
+    assert "oft_R [8, 28] holds no blocks" in faults(oft)
+    vera = trained(base, METHODS["vera"][0]("llama"), tmp_path / "vera")
+    edit_tensors(vera / "adapter_model.safetensors", lambda t: {k: v for k, v in t.items() if "vera_A" not in k})
+    assert "save_projection: true" in faults(vera)
+    ia3 = trained(base, METHODS["ia3"][0]("llama"), tmp_path / "ia3")
+    edit_tensors(ia3 / "adapter_model.safetensors", lambda t: t | {"base_model.model.model.layers.0.odd": np.ones(3)})
+    assert "model.layers.0.odd" in faults(ia3)
+    tokens = trained(base, METHODS["tokens"][0]("llama"), tmp_path / "tokens")
+    edit_json(tokens / "adapter_config.json", token_indices=[1, 2])
+    assert "[3, 32] trained rows, and 2 ids" in faults(tokens)
+
+
+def test_what_does_not_fit_the_base_is_refused(tmp_path: Path, bases: dict[str, Path]) -> None:
+    def faults(folder: Path, base: Path) -> str:
+        config = json.loads((base / "config.json").read_text())
+        with pytest.raises(IncompatibleError) as caught:
+            plan_fuse(base, read_alone(open_package(folder)), config)
+        return " ".join((caught.value.message, *caught.value.details))
+
+    base, other = bases["llama"], bases["gpt2"]
+    tokens = trained(base, METHODS["tokens"][0]("llama"), tmp_path / "tokens")
+    edit_json(tokens / "adapter_config.json", token_indices=[7, 264, 3])
+    assert "token 264 was trained, the base has 264 rows" in faults(tokens, base)
+    oft = trained(base, METHODS["oft"][0]("llama"), tmp_path / "oft")
+    edit_tensors(
+        oft / "adapter_model.safetensors",
+        lambda t: {
+            k.replace("model.layers", "transformer.h").replace("self_attn.q_proj", "attn.c_proj"): v
+            for k, v in t.items()
+            if "q_proj" in k
+        },
+    )
+    assert "is stored (in, out)" in faults(oft, other)
+    boft = trained(base, METHODS["boft"][0]("llama"), tmp_path / "boft")
+    assert "changes a [32, 32] matrix" in faults(boft, tiny_llama(tmp_path / "wide", hidden=64))
+    own = trained(other, METHODS["lora-own-bias"][0]("gpt2"), tmp_path / "own")
+    edit_tensors(
+        own / "adapter_model.safetensors",
+        lambda t: {k.replace("transformer.h", "model.layers"): v for k, v in t.items()},
+    )
+    assert "of its" in faults(own, base)
+
+
+def test_what_is_no_sum_has_no_coefficient_and_no_company(tmp_path: Path, bases: dict[str, Path]) -> None:
+    base = bases["gpt2"]
+    bias = open_package(trained(base, METHODS["lora-bias"][0]("gpt2"), tmp_path / "bias"))
+    plain = open_package(trained(base, METHODS["lora"][0]("gpt2"), tmp_path / "plain"))
+    assert read_stack([(bias, 1.0)]).whole
+    assert not read_stack([(plain, 0.5), (plain, 1.0)]).whole
+    for layers in ([(bias, 0.5)], [(bias, 1.0), (plain, 1.0)]):
+        with pytest.raises(IncompatibleError):
+            read_stack(layers)
+    with pytest.raises(IncompatibleError, match="which ties"):
+        read_stack([(bias, 1.0)], rule_of("ties"))
