@@ -47,6 +47,12 @@ def inspect(recipe: Path, rows: int, overrides: tuple[str, ...], as_json: bool) 
         console.print_marked(row.pieces)
         console.print_lines([""])
     headers = ("set", "rows", "tokens", "learned", "share", *(_percentile(share) for share, _ in found.train.lengths))
+    if found.labels:
+        console.print_table(
+            ("label", "train", "held out"),
+            [(name, f"{train:,}", f"{held_out:,}") for name, train, held_out in found.labels],
+        )
+        console.print_lines([""])
     sets = [(name, part) for name, part in (("train", found.train), ("held out", found.held_out)) if part.rows]
     console.print_table(headers, [_cells(name, part) for name, part in sets])
     for name, part in sets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from adapterhub.catalog.tasks import task_named
 from adapterhub.errors import UsageError
 from adapterhub.ops._estimate import read_base_shape
+from adapterhub.ops._labels import head_labels
 from adapterhub.ops._recipes import find_base, read_recipe_with
 from adapterhub.ops._rows import read_rows
 from adapterhub.settings import Settings, read_settings
@@ -19,6 +21,7 @@ from adapterhub.spec.manifest import DataSource
 
 if TYPE_CHECKING:
     from adapterhub.engine.data import Example
+    from adapterhub.engine.rows import Row
 
 PERCENTILES = (0, 50, 90, 95, 99, 100)
 
@@ -60,18 +63,18 @@ class SetStatistics:
     dropped: tuple[str, ...]
 
     @classmethod
-    def of(cls, examples: Sequence[Example], length: int) -> SetStatistics:
-        """Count rows that are to be cut at `length` tokens."""
-        cut = [example.cut(length) for example in examples]
+    def of(cls, whole: Sequence[Example], cut: Sequence[Example], length: int) -> SetStatistics:
+        """Count rows as they are and as they are cut at `length` tokens."""
         kept = [example for example in cut if example.trained]
-        sizes = sorted(len(example.input_ids) for example in examples)
+        left = {example.place for example in kept}
+        sizes = sorted(len(example.input_ids) for example in whole)
         return cls(
-            rows=len(examples),
+            rows=len(whole),
             tokens=sum(len(example.input_ids) for example in kept),
             trained=sum(example.trained for example in kept),
             lengths=tuple((share, percentile(sizes, share)) for share in PERCENTILES) if sizes else (),
-            truncated=tuple(example.place for example in examples if len(example.input_ids) > length),
-            dropped=tuple(example.place for example in cut if not example.trained),
+            truncated=tuple(example.place for example in whole if len(example.input_ids) > length),
+            dropped=tuple(example.place for example in whole if example.place not in left),
         )
 
     @property
@@ -94,7 +97,10 @@ class SetStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataInspection:
-    """What was found. length: tokens a row is cut at, by the recipe or by the base's context."""
+    """What was found. length: tokens a row is cut at, by the recipe or by the base's context.
+
+    labels: of what a classifier tells apart, how often training and held-out rows have it.
+    """
 
     base: str
     length: int
@@ -102,6 +108,7 @@ class DataInspection:
     train: SetStatistics
     held_out: SetStatistics
     shown: tuple[ShownRow, ...]
+    labels: tuple[tuple[str, int, int], ...] = ()
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -112,6 +119,7 @@ class DataInspection:
             "train": self.train.to_data(),
             "held_out": self.held_out.to_data(),
             "rows": [row.to_data() for row in self.shown],
+            "labels": [{"label": name, "train": train, "held_out": held} for name, train, held in self.labels],
         }
 
 
@@ -132,40 +140,61 @@ def inspect_data(
     """
     recipe = read_recipe_with(recipe_path, overrides)
     where = str(recipe_path)
-    if task_named(recipe.task).name != "CAUSAL_LM":
+    if not task_named(recipe.task).buildable:
         raise UsageError(f"rows for {recipe.task} cannot be read yet", where=f"{where}: task")
     train, held_out, sources = read_rows(recipe_path.parent, recipe)
     base = find_base(recipe, settings or read_settings(), where=where)
-    shape = read_base_shape(base.path, base.ref.model_type)
+    shape = read_base_shape(base.path, base.ref.model_type, task=recipe.task)
 
     from adapterhub.engine.base import load_tokenizer
-    from adapterhub.engine.data import encode_rows, pieces
+    from adapterhub.engine.data import pieces
+    from adapterhub.engine.tasks import Shown, task_engine
 
-    tokenizer = load_tokenizer(base)
+    tokenizer, task = load_tokenizer(base), task_engine(recipe.task)
+    labels, _ = head_labels(task, recipe, train, held_out, where=where)
     length = min(recipe.data.max_length, shape.context or recipe.data.max_length)
-    examples, measured = (
-        encode_rows(part, tokenizer, recipe.data, max_length=sys.maxsize).items for part in (train, held_out)
-    )
+
+    def encode(rows: Sequence[Row]) -> tuple[Sequence[Example], Sequence[Example]]:
+        whole = task.encode(rows, tokenizer, recipe.data, max_length=sys.maxsize, labels=labels).items
+        if recipe.task == "CAUSAL_LM":
+            return whole, [example.cut(length) for example in whole]
+        return whole, task.encode(rows, tokenizer, recipe.data, max_length=length, labels=labels).items
+
+    (examples, cut), measured = encode(train), encode(held_out)
+    tokens = {example.place: len(example.input_ids) for example in examples}
     shown = []
-    for index in spread(len(examples), rows):
-        cut = examples[index].cut(length)
+    for index in spread(len(cut), rows):
+        example = cut[index]
         shown.append(
             ShownRow(
-                place=cut.place,
-                tokens=len(examples[index].input_ids),
-                trained=cut.trained,
-                cut=len(examples[index].input_ids) > length,
-                pieces=pieces(cut, tokenizer),
+                place=example.place,
+                tokens=tokens[example.place],
+                trained=example.trained,
+                cut=tokens[example.place] > length,
+                pieces=task.pieces(example, tokenizer, labels)
+                if isinstance(task, Shown)
+                else pieces(example, tokenizer),
             )
         )
     return DataInspection(
         base=base.ref.id,
         length=length,
         sources=sources,
-        train=SetStatistics.of(examples, length),
-        held_out=SetStatistics.of(measured, length),
+        train=SetStatistics.of(examples, cut, length),
+        held_out=SetStatistics.of(*measured, length),
         shown=tuple(shown),
+        labels=_counted(labels, cut, measured[1]),
     )
+
+
+def _counted(
+    labels: Sequence[str], train: Sequence[Example], held_out: Sequence[Example]
+) -> tuple[tuple[str, int, int], ...]:
+    """Return how often rows have each label of a classifier."""
+    if not labels:
+        return ()
+    counts = [Counter(label for example in part for label in example.labels) for part in (train, held_out)]
+    return tuple((label, counts[0][index], counts[1][index]) for index, label in enumerate(labels))
 
 
 def percentile(ordered: Sequence[int], share: int) -> int:

@@ -336,7 +336,7 @@ def _row_keys(r: Reader, task: str) -> _RowKeys:
         groups = _TASK_TEMPLATES.get(task, ())
         if not any(set(template) <= set(group) for group in groups):
             known = " or ".join("with ".join(f"{part} " for part in group).strip() for group in groups)
-            r.fault("template", f"for {task} makes {known}" if known else f"is not for {task}: rename with columns")
+            r.fault("template", f"of {task} is {known}, and nothing else" if known else f"is not for {task}")
     if r.clean and template is not None and form is not None:
         r.fault("format", "is for rows without a template; leave one of the two out")
     return {"format": form, "columns": _read_columns(r), "template": template}

@@ -178,8 +178,8 @@ def test_what_a_recipe_may_not_say_for_its_task() -> None:
         ("SEQ_CLS", {"labels": [0, 1]}, "expected text"),
         ("CAUSAL_LM", {"columns": {"label": "x"}}, "no column of this name is read"),
         ("TOKEN_CLS", {"columns": {"completion": "x"}}, "no column of this name is read"),
-        ("QUESTION_ANS", {"template": "{a}"}, "is not for QUESTION_ANS: rename with columns"),
-        ("SEQ_2_SEQ_LM", {"template": "{a}"}, "for SEQ_2_SEQ_LM makes prompt with completion"),
+        ("QUESTION_ANS", {"template": "{a}"}, "is not for QUESTION_ANS"),
+        ("SEQ_2_SEQ_LM", {"template": "{a}"}, "of SEQ_2_SEQ_LM is prompt with completion, and nothing else"),
     ):
         with pytest.raises(InvalidFileError) as caught:
             recipe(task, **data)

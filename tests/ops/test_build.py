@@ -137,7 +137,6 @@ def test_an_override_is_checked_like_the_recipe(tmp_path: Path) -> None:
         ({"method": "xlora"}, "method", "cannot be built yet"),
         ({"method": "ia3"}, "hyperparameters", "ia3 has no such hyperparameter"),
         ({"method": "lroa"}, "method", "not a method"),
-        ({"task": "SEQ_CLS"}, "task", "cannot be built yet"),
         ({"task": "causal_lm"}, "task", "not a task"),
         ({"method": "lokr", "quantization": {"load_in_4bit": True}}, "method", "over a 4-bit base"),
         ({"hyperparameters": {"lora_aplha": 3}}, "hyperparameters: lora_aplha", "did you mean 'lora_alpha'"),

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from adapterhub.bases import BaseStore, read_base
+from adapterhub.cli.main import main
 from adapterhub.documents import read_manifest
 from adapterhub.errors import BuildError, IncompatibleError, UsageError
 from adapterhub.ops._measures import measure_doubts
 from adapterhub.ops.build import BuildResult, build, plan_build
+from adapterhub.ops.data import inspect_data
 from adapterhub.ops.plan import plan_training
 from adapterhub.ops.validate import validate
 from adapterhub.settings import Settings
@@ -27,6 +29,7 @@ from tests.factory import edit_json, tiny_llama, write_json
 
 pytestmark = pytest.mark.engine
 
+LONG = json.dumps({"text": "film " * 90, "label": "b"})
 BASES = ("tiny-bert", "tiny-llama")
 # Without what stands between its body and its head, which is then made anew as well.
 BARE = "bare-bert"
@@ -217,6 +220,26 @@ def test_rows_that_are_cut_keep_their_end_token_and_are_told(home: Settings, tmp
     # The base has 64 positions, fewer than max_length.
     assert plan.held_out.longest == 64
     assert any("1 held-out rows are cut at 64 tokens" in text for text in plan.warnings)
+
+
+def test_rows_are_shown_with_what_is_learned_of_them(
+    home: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = project(tmp_path, "SEQ_CLS", "tiny-bert")
+    (tmp_path / "train.jsonl").write_text('{"text": "good film", "text_pair": "goods", "label": "a"}\n' + LONG + "\n")
+    (tmp_path / "eval.jsonl").write_text('{"text": "film", "label": "a"}\n')
+    found = inspect_data(recipe, rows=9, settings=home)
+    assert found.shown[0].pieces == (("[CLS] good film [SEP] goods [SEP] → ", False), ("a", True))
+    assert (found.shown[1].tokens, found.shown[1].cut, found.length) == (92, True, 64)
+    assert found.labels == (("a", 1, 1), ("b", 1, 0))
+    assert (found.train.tokens, found.train.trained, found.train.truncated) == (7 + 64, 2, ("train.jsonl:2",))
+    monkeypatch.setenv("ADAPTERHUB_HOME", str(home.home))
+    assert main(["data", "inspect", str(recipe)]) == 0
+    assert "[CLS] good film [SEP] goods [SEP] → ⟦a⟧" in capsys.readouterr().out
+    recipe = project(tmp_path, "TOKEN_CLS", "tiny-llama")
+    (tmp_path / "train.jsonl").write_text('{"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}\n')
+    (row,) = inspect_data(recipe, settings=home).shown
+    assert row.pieces == (("in", False), ("/O", True), (" ", False), ("Rome", False), ("/B-LOC", True))
 
 
 def test_what_is_not_planned_says_so(home: Settings, tmp_path: Path) -> None:

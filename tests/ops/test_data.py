@@ -9,7 +9,7 @@ import pytest
 
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.cli.main import main
-from adapterhub.errors import BuildError, UnsatisfiedError, UsageError
+from adapterhub.errors import BuildError, InvalidFileError, UnsatisfiedError
 from adapterhub.ops.build import plan_build
 from adapterhub.ops.data import DataInspection, inspect_data, percentile, spread
 from adapterhub.settings import Settings
@@ -153,8 +153,8 @@ def test_a_build_of_several_sources(tmp_path: Path, home: Settings) -> None:
 
 
 def test_what_cannot_be_shown(tmp_path: Path, home: Settings) -> None:
-    with pytest.raises(UsageError, match="rows for SEQ_CLS cannot be read yet"):
-        inspect_data(project(tmp_path, task="SEQ_CLS"), settings=home)
+    with pytest.raises(InvalidFileError, match="has none of 'text' with 'label' for SEQ_CLS"):
+        inspect_data(project(tmp_path, task="SEQ_CLS", template=None), settings=home)
     with pytest.raises(UnsatisfiedError, match="no base model"):
         inspect_data(project(tmp_path), overrides=["base_model=other"], settings=home)
 

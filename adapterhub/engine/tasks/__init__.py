@@ -95,6 +95,16 @@ class Bounded(Protocol):
         """Return the parts of the measure that a person looks at first."""
 
 
+@runtime_checkable
+class Shown(Protocol):
+    """A task whose rows are shown otherwise than as text with the learned tokens marked."""
+
+    def pieces(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+    ) -> tuple[tuple[str, bool], ...]:
+        """Return an example's text in stretches, and what is learned of it; each with whether it is learned."""
+
+
 def task_engine(name: str) -> TaskEngine:
     """Return a task's part of a training, by PEFT's name for the task.
 

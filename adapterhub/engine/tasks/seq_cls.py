@@ -103,6 +103,13 @@ class SequenceClassification:
         """Of the most frequent class of the training rows, told of every row."""
         return _scores([classes.most_frequent(trained)] * len(examples), examples, labels)
 
+    def pieces(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+    ) -> tuple[tuple[str, bool], ...]:
+        """The text as the model sees it, and its class."""
+        text = tokenizer.decode(list(example.input_ids), skip_special_tokens=False)
+        return ((f"{text} → ", False), (labels[example.labels[-1]], True))
+
     def main_measure(self, predictions: Sequence[Any], examples: Sequence[Example], labels: Sequence[str]) -> RowParts:
         """Accuracy."""
         right = [_best(row) == example.labels[-1] for row, example in zip(predictions, examples, strict=True)]

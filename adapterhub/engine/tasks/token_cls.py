@@ -131,6 +131,19 @@ class TokenClassification:
         tag = classes.most_frequent(trained)
         return _scores([(tag,) * example.trained for example in examples], examples, labels)
 
+    def pieces(
+        self, example: Example, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]
+    ) -> tuple[tuple[str, bool], ...]:
+        """Each word as the model sees it, and its tag."""
+        ids, found = example.input_ids, list[tuple[str, bool]]()
+        starts = [index for index, label in enumerate(example.labels) if label != IGNORED]
+        if starts[0]:
+            found.append((tokenizer.decode(list(ids[: starts[0]])).strip() + " ", False))
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            found.append((tokenizer.decode(list(ids[start:end])).strip(), False))
+            found += [(f"/{labels[example.labels[start]]}", True), (" ", False)]
+        return tuple(found[:-1])
+
     def main_measure(self, predictions: Sequence[Any], examples: Sequence[Example], labels: Sequence[str]) -> RowParts:
         """F1 of spans."""
         counts = _span_counts(predictions, examples, labels)
