@@ -37,15 +37,15 @@ class Begun:
     held_out: Sequence[Row]
 
 
-def begin(asked: Asked, *, locked: bool) -> Begun:
-    """Read the recipe, its rows, its base's record and its lock.
+def begin(asked: Asked, *, locked: bool, baselines: bool = False) -> Begun:
+    """Read the recipe, its rows, its base's record and its lock. baselines: as `refuse_unsupported`.
 
     Raises:
         UnsatisfiedError: what is locked differs, or there is no lock. What reading each of them raises.
     """
     path, where = asked.recipe, str(asked.recipe)
     recipe = read_recipe_with(path, asked.overrides)
-    refuse_unsupported(recipe, where)
+    refuse_unsupported(recipe, where, baselines=baselines)
     train, held_out, data = read_rows(path.parent, recipe)
     base = find_base(recipe, asked.settings, where=where)
     out = asked.out or Path(OUTPUT_FOLDER) / f"{recipe.name}-{recipe.version}"

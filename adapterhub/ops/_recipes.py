@@ -8,6 +8,7 @@ from pathlib import Path
 from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.method_targets import with_default_modules
 from adapterhub.catalog.methods import check_hyperparameters, method_named, require_buildable
+from adapterhub.catalog.own_methods import BASELINE
 from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.catalog.tasks import TASKS, task_named
 from adapterhub.documents import parse_yaml, read_yaml
@@ -51,14 +52,18 @@ def _override(data: dict[str, object], text: str) -> None:
     data[parts[-1]] = value
 
 
-def refuse_unsupported(recipe: Recipe, where: str) -> None:
+def refuse_unsupported(recipe: Recipe, where: str, *, baselines: bool = False) -> None:
     """Refuse what the format can say and this adapterhub cannot build yet.
+
+    baselines: training of the base itself will do, as nothing is packaged.
 
     Raises:
         UsageError: it names the field, and what can be built.
     """
     try:
-        require_buildable(method_named(recipe.method))
+        method = method_named(recipe.method)
+        if not (baselines and method.group == BASELINE):
+            require_buildable(method)
     except UsageError as error:
         raise UsageError(error.message, where=f"{where}: method", hint=error.hint) from error
     try:

@@ -246,7 +246,8 @@ def _train(request: Mapping[str, Any], progress: Progress) -> TrialResult:
     settings, started = read_settings(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="adapt-trial-") as scratch:
         out = Path(request["keep"]) if request["keep"] else Path(scratch) / "package"
-        prepared = prepare_build(Path(request["recipe"]), out, request["overrides"], request["device"], settings)
+        recipe, overrides, device = Path(request["recipe"]), request["overrides"], request["device"]
+        prepared = prepare_build(recipe, out, overrides, device, settings, baselines=not request["keep"])
         with new_folder(out) as folder:
             trained = train_planned(prepared, folder, started, progress)
             if request["keep"]:

@@ -120,7 +120,7 @@ def make_trials(
     for label, overrides in wanted:
         try:
             read = read_recipe_with(recipe, overrides)
-            refuse_unsupported(read, str(recipe))
+            refuse_unsupported(read, str(recipe), baselines=not kept)
             base = find_base(read, settings, where=str(recipe))
             fill_hyperparameters(read, model_type=base.ref.model_type, where=str(recipe))
             _, _, files = read_rows(recipe.parent, read)

@@ -189,14 +189,23 @@ def build(
 
 
 def prepare_build(
-    path: Path, out: Path | None, overrides: Sequence[str], device: str | None, settings: Settings
+    path: Path,
+    out: Path | None,
+    overrides: Sequence[str],
+    device: str | None,
+    settings: Settings,
+    *,
+    baselines: bool = False,
 ) -> Prepared:
     """Read a recipe, its rows and the base's headers, and count its tokens: a plan with what it was made from.
+
+    baselines: training of the base itself will do, as nothing is packaged.
 
     Raises:
         As plan_build, whatever recipe.lock says; LocalIOError: the folder is taken.
     """
-    begun = begin(ask(path, out=out, overrides=overrides, device=device, settings=settings), locked=False)
+    asked = ask(path, out=out, overrides=overrides, device=device, settings=settings)
+    begun = begin(asked, locked=False, baselines=baselines)
     if is_taken(begun.wanted.out):
         raise LocalIOError(
             "already exists and is not empty",

@@ -12,11 +12,15 @@ import pytest
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.documents import read_manifest
 from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, UsageError
-from adapterhub.ops.build import build, plan_build
+from adapterhub.ops._trial import _train
+from adapterhub.ops._trials import make_trials
+from adapterhub.ops.build import build, plan_build, prepare_build
+from adapterhub.ops.compare import plan_compare
 from adapterhub.ops.merge import merge, plan_merge
 from adapterhub.ops.run import plan_run, run
 from adapterhub.ops.validate import validate
 from adapterhub.package import write_manifest
+from adapterhub.progress import SILENT
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.generation import Generation
@@ -144,6 +148,31 @@ def test_what_cannot_be_built_is_refused_before_the_base_is_loaded(
         planned(tmp_path, both, method, given, base)
     assert words in f"{caught.value} {caught.value.details} {caught.value.hint}"
     assert "recipe.yaml" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "trained"), [("full", [], 35_488), ("partial", ["top_k_layers=1"], 17_760)]
+)
+def test_the_base_itself_is_trained_to_be_compared_with(
+    tmp_path: Path, both: Settings, monkeypatch: pytest.MonkeyPatch, method: str, given: list[str], trained: int
+) -> None:
+    monkeypatch.setenv("ADAPTERHUB_HOME", str(both.home))
+    recipe, words = other(tmp_path, method, {})
+    words += [f"hyperparameters.{text}" for text in given]
+    ways = [":".join(text for text in (method, ";".join(words)) if text)]
+    assert plan_compare(recipe, ways=ways, settings=both).trials[0].label == ways[0]
+    result = _train({"recipe": str(recipe), "overrides": words, "keep": None, "device": "cpu"}, SILENT)
+    assert (result.error, result.trainable) == (None, trained)
+    assert result.metrics["eval_loss"] < result.metrics["eval_loss_base"]
+    # A sweep keeps packages, and a trained base is none.
+    with pytest.raises(UsageError, match="not an adapter"):
+        make_trials(recipe, [("x", tuple(words))], out=tmp_path / "s", kept=True, device=None, settings=both)
+    assert plan_build_size(recipe, words, both) == trained
+
+
+def plan_build_size(recipe: Path, words: list[str], settings: Settings) -> int | None:
+    """Return how many parameters headers say will be trained."""
+    return prepare_build(recipe, None, words, "cpu", settings, baselines=True).plan.trainable
 
 
 def test_an_architecture_without_a_row_is_refused(tmp_path: Path, both: Settings) -> None:
