@@ -10,22 +10,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 ON_FOUR_BITS: frozenset[str] = frozenset(
-    {
-        "lora",
-        "dora",
-        "adalora",
-        "vera",
-        "ia3",
-        "ln_tuning",
-        "oft",
-        "boft",
-        "trainable_tokens",
-        "prompt_tuning",
-        "prefix_tuning",
-        "p_tuning",
-    }
+    (
+        *("lora", "dora", "adalora", "vera", "pvera", "vblora", "randlora", "gralora", "hira", "miss"),
+        *("ia3", "road", "beft", "bitfit", "ln_tuning", "oft", "boft", "fourierft", "waveft", "c3a", "shira"),
+        *("trainable_tokens", "prompt_tuning", "prefix_tuning", "p_tuning", "cartridge", "adaption_prompt"),
+        *("bottleneck", "shadow"),
+    )
 )
-# LoHa and LoKr take the shape of a packed weight for that of the matrix, which with 8 bits it is.
+# LoHa and LoKr take the shape of a packed weight for that of the matrix, which with 8 bits it is. Over 8 bits HRA, DeFT
+# and PEANuT take the packed numbers for the weights and train something else, without a word.
 ON_EIGHT_BITS: frozenset[str] = ON_FOUR_BITS | {"loha", "lokr"}
 
 # Values of init_lora_weights that need the weights themselves, by how they begin.

@@ -197,6 +197,11 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dora": {"r": 4},
     "adalora": {"init_r": 6, "target_r": 3},
     "trainable_tokens": {"token_indices": [102, 257]},
+    "c3a": {"block_size": 8},
+    "road": {"group_size": 8},
+    "shira": {"r": 4},
+    "vblora": {"vector_length": 16, "num_vectors": 8},
+    "waveft": {"n_frequency": 20},
 }
 
 
@@ -204,7 +209,7 @@ def prepared(base: LoadedBase, method: str, **given: Any) -> Any:
     """Attach an adapter of a method, every trainable value moved off its beginning, the same for every base."""
     row = method_named(method)
     checked = check_hyperparameters(row, {**GIVEN.get(method, {}), **given}, where="test")
-    filled = with_default_modules(row, checked, "llama", where="test")
+    filled = with_default_modules(row, checked, base.model.config.model_type, where="test")
     model = attach(base, filled, task="CAUSAL_LM", seed=1, method=method, steps=10)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -216,6 +221,7 @@ def prepared(base: LoadedBase, method: str, **given: Any) -> Any:
 
 def gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     ids = torch.tensor([IDS])
+    torch.manual_seed(3)  # some methods draw in every pass
     out = model(input_ids=ids, labels=ids, use_cache=False)
     out.loss.backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
@@ -242,19 +248,34 @@ def test_gradients_over_packed_weights_are_those_over_the_same_weights_unpacked(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("method", sorted(name for name, row in METHODS.items() if row.buildable))
+@pytest.mark.parametrize("method", sorted(name for name, row in METHODS.items() if row.buildable and name != "bitfit"))
 def test_the_table_says_which_methods_packed_weights_carry(llama: Path, method: str, bits: int) -> None:
     if why_not_over(bits, method, {}) is not None:
         assert method not in (ON_FOUR_BITS if bits == 4 else ON_EIGHT_BITS)
         return
     base = load(llama, NF4 if bits == 4 else INT8)
-    assert disagreement(base, twin(base, llama), method) <= 1e-5
+    # bitsandbytes and `unpacked` multiply 8-bit weights with their scales in another order.
+    assert disagreement(base, twin(base, llama), method) <= {4: 1e-6, 8: 1e-3}[bits]
 
 
-@pytest.mark.parametrize("method", ["loha", "lokr"])
-def test_what_the_table_refuses_would_fail(llama: Path, method: str) -> None:
-    with pytest.raises(RuntimeError):
-        gradients(prepared(load(llama, NF4), method))
+def test_biases_of_packed_layers_are_trained(tmp_path: Path) -> None:
+    folder = tiny_gpt2(tmp_path / "base", hidden=64)
+    base, plain = load(folder, NF4), load(folder, None)
+    with torch.no_grad():
+        for name, module in packed(base.model).items():
+            plain.model.get_submodule(name).weight.copy_(weight_of(module).T)
+    assert disagreement(base, plain, "bitfit") <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "bits"), [("loha", 4), ("lokr", 4), ("hra", 4), ("hra", 8), ("peanut", 8), ("deft", 8), ("delora", 8)]
+)
+def test_what_the_table_refuses_fails_or_trains_something_else(llama: Path, method: str, bits: int) -> None:
+    base = load(llama, NF4 if bits == 4 else INT8)
+    try:
+        assert disagreement(base, twin(base, llama), method) > 0.1
+    except RuntimeError:
+        return
 
 
 def test_starts_that_need_the_weights_are_refused() -> None:
