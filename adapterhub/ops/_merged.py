@@ -143,7 +143,7 @@ def write_card(
         if report.replaced:
             lines += [f"Taken whole from the adapter: {', '.join(map(_code, report.replaced))}.", ""]
     if agreement is not None:
-        lines += [f"{agreement.sentence}.", ""]
+        lines += [f"{agreement.sentence[:1].upper()}{agreement.sentence[1:]}.", ""]
     lines += ["## Base model", "", f"- id: {base.id}"]
     lines += [f"- revision: {base.revision}"] if base.revision else []
     lines += [f"- weights: `{base.fingerprints.weights}`"] if base.fingerprints.weights else []
