@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from adapterhub.cli import completing
 from adapterhub.errors import UsageError
-from adapterhub.spec.quantization import QUANT_TYPES, Quantization
-from adapterhub.spec.stack import Parameters
+
+if TYPE_CHECKING:
+    from adapterhub.spec.quantization import Quantization
+    from adapterhub.spec.stack import Parameters
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -112,11 +114,15 @@ def combination_parameters(
     density: float | None, rank: int | None, seed: int | None, scale: float | None, normalize: bool | None
 ) -> Parameters:
     """Return what the options of `combination_options` say."""
+    from adapterhub.spec.stack import Parameters
+
     return Parameters(density=density, rank=rank, seed=seed, scale=scale, normalize=normalize)
 
 
 def quantization_options(function: Decorated) -> Decorated:
     """Add what the base is packed as, in BitsAndBytesConfig's words; `quantization_of` takes the parameters."""
+    from adapterhub.spec.quantization import QUANT_TYPES
+
     for option in (
         click.option(
             "--bnb-4bit-use-double-quant", is_flag=True, help="With --load-in-4bit: quantize the scales as well."
@@ -141,6 +147,8 @@ def quantization_of(
     Raises:
         UsageError: they exclude each other.
     """
+    from adapterhub.spec.quantization import QUANT_TYPES, Quantization
+
     if load_in_4bit and load_in_8bit:
         raise UsageError("--load-in-4bit and --load-in-8bit exclude each other")
     if not load_in_4bit and (quant_type is not None or double_quant):

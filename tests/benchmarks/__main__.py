@@ -13,7 +13,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import command_help, download, generate_text, merge_stack, report, train_adapter, validate_package
+from tests.benchmarks import (
+    build_again,
+    command_help,
+    download,
+    generate_text,
+    merge_stack,
+    report,
+    train_adapter,
+    validate_package,
+)
 from tests.benchmarks.bench import Bench, make_bench
 from tests.benchmarks.harness import CommandError, Result, note
 from tests.benchmarks.machine import describe_machine, machine_line
@@ -23,12 +32,14 @@ BENCHMARKS = {
     benchmark.NAME: benchmark
     for benchmark in (
         command_help,
+        build_again,
         validate_package,
         Install,
         Verify,
         download,
         Crowd,
         merge_stack,
+        merge_stack.Large,
         train_adapter,
         generate_text,
     )
