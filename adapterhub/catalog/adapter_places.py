@@ -1,14 +1,15 @@
 """Where bottleneck adapters go: by model type, what a layer's sublayers read, and where their output leaves them.
 
 Names are those of transformers 5, below a layer. A sublayer's output is taken before the residual is added to it, and
-after a norm that the architecture puts there (Gemma 2, OLMo 2).
+after a norm that the architecture puts there (Gemma 2, OLMo 2). Every family of catalog/families has a row but those
+without attention.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from adapterhub.errors import IncompatibleError
@@ -64,20 +65,22 @@ class Place:
         return f"{self.layer}.{self.slot}"
 
 
-def _decoder(path: str, attention: str, output: str, mlp: str = "mlp") -> tuple[Layers, ...]:
-    """Return layers whose sublayers are a module each."""
+def _decoder(
+    path: str, attention: str, output: str, mlp_output: str | None = None, *, mlp: str = "mlp"
+) -> tuple[Layers, ...]:
+    """Return layers whose sublayers are a module each; mlp_output: where it is not the MLP's own."""
     return (
         Layers(
             path=path,
             attention=Sublayer(reads=attention, writes=output),
-            feed_forward=Sublayer(reads="mlp", writes=mlp),
+            feed_forward=Sublayer(reads=mlp, writes=mlp_output or mlp),
         ),
     )
 
 
 _LLAMA = _decoder("layers", "self_attn", "self_attn.o_proj")
 _SANDWICH = _decoder("layers", "self_attn", "post_attention_layernorm", "post_feedforward_layernorm")
-_FUSED = _decoder("h", "self_attention", "self_attention.dense", "mlp.dense_4h_to_h")
+_FUSED_OUTPUT = "mlp.dense_4h_to_h"
 _BERT = (
     Layers(
         path="encoder.layer",
@@ -100,37 +103,46 @@ def _t5(stack: str, feed_forward: int) -> Layers:
 
 
 def _fairseq(
-    *stacks: str, cross: bool = True, last_norm: str | None = None, norm_first: str | None = None
+    *paths: str, cross: bool = True, last_norm: str | None = None, norm_first: str | None = None
 ) -> tuple[Layers, ...]:
     """Return the layers of BART and its kin: feed-forward layers lie beside attention."""
     encoder_attention = Sublayer(reads="encoder_attn", writes="encoder_attn.out_proj")
     return tuple(
         Layers(
-            path=f"{stack}.layers",
+            path=path,
             attention=Sublayer(reads="self_attn", writes="self_attn.out_proj"),
             feed_forward=Sublayer(reads="fc1", writes="fc2"),
-            cross=encoder_attention if cross and stack == "decoder" else None,
+            cross=encoder_attention if cross and path.startswith("decoder") else None,
             last_norm=last_norm,
             norm_first=norm_first,
         )
-        for stack in stacks
+        for path in paths
     )
 
 
 PLACES: Mapping[str, tuple[Layers, ...]] = MappingProxyType(
     {
-        **dict.fromkeys(("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "smollm3", "granite"), _LLAMA),
-        **dict.fromkeys(("olmo", "phi3", "mixtral", "qwen2_moe", "qwen3_moe"), _LLAMA),
-        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), _SANDWICH),
+        **dict.fromkeys(("llama", "smollm3", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "gemma"), _LLAMA),
+        **dict.fromkeys(("granite", "olmo", "stablelm", "cohere", "cohere2", "hunyuan_v1_dense", "nemotron"), _LLAMA),
+        **dict.fromkeys(("arcee", "glm", "starcoder2", "phi3"), _LLAMA),
+        # Mixtures of experts: a bottleneck beside all of them.
+        **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe", "deepseek_v3", "gpt_oss"), _LLAMA),
+        "granitemoe": _decoder("layers", "self_attn", "self_attn.o_proj", mlp="block_sparse_moe"),
+        "llama4_text": _decoder("layers", "self_attn", "self_attn.o_proj", mlp="feed_forward"),
+        **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), _SANDWICH),
+        "glm4": _decoder("layers", "self_attn", "post_self_attn_layernorm", "post_mlp_layernorm"),
         "phi": _decoder("layers", "self_attn", "self_attn.dense"),
-        "gpt2": _decoder("h", "attn", "attn.c_proj"),
-        "gptj": _decoder("h", "attn", "attn.out_proj"),
+        **dict.fromkeys(("gpt2", "gpt_bigcode"), _decoder("h", "attn", "attn.c_proj")),
+        **dict.fromkeys(("gptj", "codegen"), _decoder("h", "attn", "attn.out_proj")),
         "gpt_neo": _decoder("h", "attn", "attn.attention.out_proj"),
         "gpt_neox": _decoder("layers", "attention", "attention.dense"),
-        # BLOOM adds the residual inside of both sublayers.
-        **dict.fromkeys(("bloom", "falcon"), _FUSED),
-        "opt": _fairseq("decoder", cross=False, norm_first="do_layer_norm_before"),
-        **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "deberta", "deberta-v2"), _BERT),
+        # These add the residual inside of a sublayer.
+        **dict.fromkeys(("bloom", "falcon"), _decoder("h", "self_attention", "self_attention.dense", _FUSED_OUTPUT)),
+        "mpt": _decoder("blocks", "attn", "attn.out_proj", "ffn.down_proj", mlp="ffn"),
+        "opt": _fairseq("decoder.layers", cross=False, norm_first="do_layer_norm_before"),
+        "xglm": _fairseq("layers", cross=False),
+        **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra", "deberta", "deberta-v2"), _BERT),
+        "mpnet": (replace(_BERT[0], attention=Sublayer(reads="attention", writes="attention.attn.o")),),
         "distilbert": (
             Layers(
                 path="transformer.layer",
@@ -149,9 +161,12 @@ PLACES: Mapping[str, tuple[Layers, ...]] = MappingProxyType(
             ),
         ),
         "modernbert": _decoder("layers", "attn", "attn.Wo"),
-        **dict.fromkeys(("t5", "mt5"), (_t5("encoder", 1), _t5("decoder", 2))),
-        "bart": _fairseq("encoder", "decoder", last_norm="final_layer_norm"),
-        "mbart": _fairseq("encoder", "decoder"),
+        **dict.fromkeys(("t5", "mt5", "umt5"), (_t5("encoder", 1), _t5("decoder", 2))),
+        **dict.fromkeys(
+            ("bart", "marian", "blenderbot-small"),
+            _fairseq("encoder.layers", "decoder.layers", last_norm="final_layer_norm"),
+        ),
+        **dict.fromkeys(("mbart", "pegasus", "m2m_100", "blenderbot"), _fairseq("encoder.layers", "decoder.layers")),
     }
 )
 

@@ -106,7 +106,9 @@ class Bottleneck(nn.Module):
     def _beside(self, _: nn.Module, __: Any, output: Any) -> Any:
         read, self._read = self._read, None
         assert read is not None, "a sublayer writes after it has read"
-        return _replaced(output, _first(output) + self(read))
+        hidden = _first(output)
+        # Experts may give rows and tokens as one dimension.
+        return _replaced(output, hidden + self(read).reshape(hidden.shape))
 
     def _around_norm(self, norm: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         """Make LN(u + a(LN(u))) of LN(u), u being the sum of a sublayer's output and the residual."""
