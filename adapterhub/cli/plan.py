@@ -49,7 +49,7 @@ def command(recipe: Path, device: str | None, overrides: tuple[str, ...], as_jso
             console.human_size(option.cost.memory.total),
             words[option.fits],
             "?" if option.cost.seconds is None else human_time(option.cost.seconds),
-            "" if option.buildable else "not built yet",
+            "" if option.buildable else "cannot be built",
         )
         for option in plan.options
     ]

@@ -161,7 +161,7 @@ def plan_training(
     settings = settings or read_settings()
     read, where = read_recipe_with(recipe, overrides), str(recipe)
     target = choose_target(device)
-    warnings = _refuse(read, where)
+    _refuse(read, where)
     base = _find_base(read, settings)
     _refuse_base(base, read)
     hyperparameters = fill_hyperparameters(read, model_type=base.model_type, where=where)
@@ -190,26 +190,20 @@ def plan_training(
         counted=rows.counted,
         options=options,
     )
-    return replace(plan, warnings=(*warnings, *_fit_warnings(plan)))
+    return replace(plan, warnings=_fit_warnings(plan))
 
 
-def _refuse(recipe: Recipe, where: str) -> tuple[str, ...]:
-    """Refuse what no estimate exists for; what cannot be built yet and can be estimated is a warning.
+def _refuse(recipe: Recipe, where: str) -> None:
+    """Refuse what cannot be built, or has no estimate.
 
     Raises:
         UsageError: it names the field.
     """
-    plain = replace(recipe, quantization=None)
-    refuse_unsupported(plain, where)
+    refuse_unsupported(recipe, where)
     if recipe.method != "lora" or recipe.hyperparameters.get("use_dora"):
         raise UsageError(f"{recipe.method} cannot be planned yet", where=f"{where}: method", hint="plannable: lora")
     if recipe.task != "CAUSAL_LM":
         raise UsageError(f"{recipe.task} cannot be planned yet", where=f"{where}: task", hint="plannable: CAUSAL_LM")
-    try:
-        refuse_unsupported(recipe, where)
-    except UsageError as error:
-        return (f"{error.message}: this is what it would take",)
-    return ()
 
 
 def _find_base(recipe: Recipe, settings: Settings) -> _Base:
@@ -337,7 +331,7 @@ def _fit_warnings(plan: TrainingPlan) -> tuple[str, ...]:
         words = " ".join(f"--set {change}" for change in advised.changes)
         return (f"as written it does not fit; this does: {words}",)
     if any(option.fits for option in plan.options):
-        return ("as written it does not fit, and what would fit cannot be built yet",)
+        return ("as written it does not fit, and what would fit cannot be built with these settings",)
     return ("nothing of this fits: take a smaller base model or a larger device",)
 
 

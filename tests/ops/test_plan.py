@@ -155,9 +155,23 @@ def test_where_it_does_not_fit_it_says_what_does(
     assert "as written it does not fit; this does: --set training." in err
     plan = plan_training(recipe, device="rtx4090", settings=home)
     assert plan.written.fits is False and plan.advised is not None and plan.advised.fits
-    assert "not built yet" in out
+    assert "QLoRA" in out and "cannot be built" not in out and all(option.buildable for option in plan.options)
     again = plan_training(recipe, device="rtx4090", settings=home, overrides=plan.advised.changes)
     assert again.written.fits and again.written.cost.memory == plan.advised.cost.memory
+
+
+def test_what_fits_and_cannot_be_built_is_marked(
+    tmp_path: Path, home: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = project(tmp_path, hyperparameters={"init_lora_weights": "pissa"})
+    plan = plan_training(recipe, device="rtx4090", settings=home)
+    assert all(option.buildable != ("QLoRA" in option.title) for option in plan.options)
+    assert main(["plan", str(recipe), "--device", "rtx4090"]) == 0
+    assert "cannot be built" in capsys.readouterr().out
+    smallest = min(option.cost.memory.total for option in plan.options if option.buildable)
+    _with_memory(monkeypatch, smallest / FIT_SHARE - 1)
+    tight = plan_training(recipe, device="rtx4090", settings=home)
+    assert tight.advised is None and "cannot be built with these settings" in tight.warnings[-1]
 
 
 def test_where_nothing_fits_it_says_so(tmp_path: Path, home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,13 +277,14 @@ def test_what_has_no_estimate_is_refused(tmp_path: Path, home: Settings, base_fo
         plan_training(project(tmp_path / "b", base_model="packed"), device="l4", settings=home)
 
 
-def test_a_quantized_base_is_estimated_and_the_build_s_refusal_told(tmp_path: Path, home: Settings) -> None:
+def test_a_quantized_base_is_estimated(tmp_path: Path, home: Settings) -> None:
     recipe = project(tmp_path, quantization={"load_in_4bit": True})
     plan = plan_training(recipe, device="rtx4090", settings=home)
     bare = plan_training(project(tmp_path / "bare"), device="rtx4090", settings=home)
     assert plan.written.cost.memory.base < bare.written.cost.memory.base
-    if not plan.written.buildable:
-        assert any("this is what it would take" in warning for warning in plan.warnings)
+    assert plan.written.buildable and not plan.warnings
+    with pytest.raises(UsageError, match="has 4 bits"):
+        plan_training(recipe, device="rtx4090", settings=home, overrides=["hyperparameters.init_lora_weights=olora"])
 
 
 def test_a_base_that_is_nowhere_is_an_error_of_the_network(tmp_path: Path, settings: Settings) -> None:
