@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from adapterhub.engine.data import IGNORED
+from adapterhub.engine.linear_loss import is_frozen_linear, linear_losses
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,12 @@ def token_losses(model: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
     targets = batch["labels"][:, 1:]
     labelled = targets != IGNORED
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = _output_layer(base)
+    if is_frozen_linear(head) and _hands_on(base, head):
+        with _bypassed(head):
+            hidden = labelled_logits(model, batch["input_ids"], labelled)
+        return linear_losses(hidden, head, targets[labelled])
     logits = labelled_logits(model, batch["input_ids"], labelled)
     return torch.nn.functional.cross_entropy(logits.float(), targets[labelled], reduction="none")
 
@@ -56,6 +64,42 @@ def labelled_logits(model: Any, input_ids: torch.Tensor, labelled: torch.Tensor)
     with _narrowed(head, wanted) as narrowed:
         logits = model(input_ids=input_ids, use_cache=False).logits
     return logits[0] if narrowed else _last(logits, wanted)
+
+
+# Of each base whether its logits are its output layer's to the bit; some scale or cap them.
+_KNOWN: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def _hands_on(base: Any, head: Any) -> bool:
+    """Say whether a model returns what its output layer gives as it is: tried once, on two tokens, without dropout."""
+    import torch
+
+    if base not in _KNOWN:
+        given: list[torch.Tensor] = []
+        training = [module for module in base.modules() if module.training]
+        hook = head.register_forward_hook(lambda _, __, output: given.append(output.clone()))
+        base.eval()
+        try:
+            with torch.no_grad():
+                logits = base(input_ids=torch.tensor([[1, 2]], device=head.weight.device)).logits
+            # Nothing is told by zeros, which is what some models make of a token that only pads.
+            told = len(given) == 1 and bool(given[0].any())
+            _KNOWN[base] = told and torch.equal(logits.float(), given[0].float())
+        finally:
+            hook.remove()
+            for module in training:
+                module.training = True
+    return _KNOWN[base]
+
+
+@contextmanager
+def _bypassed(head: Any) -> Iterator[None]:
+    """Let an output layer give back what it is given, so that a model's logits are its last hidden states."""
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def _last(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

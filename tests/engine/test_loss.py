@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapterhub.engine import loss
+from adapterhub.engine import linear_loss, loss
 from adapterhub.engine.data import IGNORED, pad, pad_id
 from adapterhub.engine.loss import SHARES_PREFIX, labelled_logits, token_losses
 from tests.engine.tiny import examples, load
@@ -82,6 +82,72 @@ def test_loss_and_gradients_are_those_of_the_whole_model(model_type: str) -> Non
     for name, value in expected.items():
         scale = value.abs().max().clamp_min(1e-6)
         assert ((found[name] - value).abs().max() / scale).item() < 2e-4, name
+
+
+def on_lora(model: Any) -> Any:
+    """Put a LoRA of rank 2 that does something on a model, the model itself frozen."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator)
+    return adapted.train()
+
+
+@pytest.mark.parametrize("model_type", [*SHARES_PREFIX, "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("block", [97 * 3, 1 << 23], ids=["three rows at once", "all rows at once"])
+def test_under_an_adapter_no_logits_are_held_and_the_loss_is_the_same(
+    model_type: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for architectures that scale or cap their logits, the output layer is not even called."""
+    monkeypatch.setattr(linear_loss, "_BLOCK", block)
+    model, rows, called = on_lora(build(model_type)), batch(), []
+    head = model.get_base_model().get_output_embeddings()
+    theirs = model(**rows).loss
+    token_losses(model, rows)  # the first time a base is seen, it is tried
+    note_calls(monkeypatch, head, called)
+    ours = token_losses(model, rows)
+    assert bool(called) == (model_type in ("gemma2", "granite"))
+    assert ours.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+    expected, found = gradients(model, theirs), gradients(model, ours.mean())
+    assert expected.keys() == found.keys() and len(found) > 4
+    for name, value in expected.items():
+        scale = value.abs().max().clamp_min(1e-6)
+        assert ((found[name] - value).abs().max() / scale).item() < 2e-4, name
+
+
+def note_calls(monkeypatch: pytest.MonkeyPatch, head: Any, called: list[int]) -> None:
+    """Note every time the output layer's own forward is run."""
+    plain = type(head).forward
+
+    def noted(self: Any, *given: Any) -> Any:
+        if self is head:
+            called.append(1)
+        return plain(self, *given)
+
+    monkeypatch.setattr(type(head), "forward", noted)
+
+
+def test_losses_weigh_as_they_are_asked_to() -> None:
+    """Of each row its own share of the gradient, in 16 bits too; nothing is kept where no gradient is wanted."""
+    import torch
+
+    torch.manual_seed(3)
+    head = torch.nn.Linear(16, 97).requires_grad_(False)
+    hidden, targets, shares = torch.randn(7, 16, requires_grad=True), torch.randint(0, 97, (7,)), torch.rand(7)
+    plain = torch.nn.functional.cross_entropy(head(hidden), targets, reduction="none")
+    ours = linear_loss.linear_losses(hidden, head, targets)
+    assert torch.allclose(ours, plain, rtol=1e-6, atol=1e-6)
+    (expected,) = torch.autograd.grad((plain * shares).sum(), hidden)
+    (found,) = torch.autograd.grad((ours * shares).sum(), hidden)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
+    low = linear_loss.linear_losses(hidden.bfloat16(), head.bfloat16(), targets)
+    assert low.dtype == torch.float32 and torch.allclose(low, plain, rtol=0.05, atol=0.05)
+    with torch.inference_mode():
+        assert not linear_loss.linear_losses(hidden.detach(), head.float(), targets).requires_grad
 
 
 @pytest.mark.parametrize("model_type", SHARES_PREFIX)
