@@ -495,26 +495,43 @@ def test_the_command_builds_in_a_process_of_its_own(tmp_path: Path, home: Settin
 
 
 @pytest.mark.engine
-def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, home: Settings) -> None:
-    path = project(tmp_path / "p", training={"num_train_epochs": 100000, "logging_steps": 1})
-    env = {**os.environ, "ADAPTERHUB_HOME": str(home.home), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
+def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path: Path, home: Settings) -> None:
+    path = project(tmp_path / "p", training={"max_steps": 300, "logging_steps": 1, "save_steps": 5})
+    env = {
+        **os.environ,
+        "ADAPTERHUB_HOME": str(home.home),
+        "ADAPTERHUB_THREADS": "1",
+        "TMPDIR": str(tmp_path / "tmp"),
+    }
     (tmp_path / "tmp").mkdir()
-    command = [sys.executable, "-m", "adapterhub.cli.main", "build", str(path), "--out", "out/tiny"]
+    words = ["build", str(path), "--out", "out/tiny", "--device", "cpu"]
+    command = [sys.executable, "-m", "adapterhub.cli.main", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
     try:
         deadline = time.monotonic() + 240
         while time.monotonic() < deadline and process.poll() is None:
-            if any(log.stat().st_size for log in (tmp_path / "out").glob(".*/training_log.jsonl")):
+            if any((tmp_path / "out").glob(".tiny.building/*/step-*")):
                 break
-            time.sleep(0.1)
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert list((tmp_path / "out").iterdir()) == []
+    assert "run the same command again to go on" in errors
+    assert "what was trained is kept in out/.tiny.building" in errors
+    assert [item.name for item in (tmp_path / "out").iterdir()] == [".tiny.building"]
+    assert not (tmp_path / "p" / "recipe.lock").exists()
     assert list((tmp_path / "tmp").iterdir()) == []
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert 0 < data["resumed_at"] < data["steps"] == 300
+    assert "going on from the checkpoint" in done.stderr
+    assert [item.name for item in (tmp_path / "out").iterdir()] == ["tiny"]
+    whole = build(path, out=tmp_path / "whole", settings=Settings(home=home.home, threads=1), device="cpu")
+    assert (whole.resumed_at, str(whole.manifest.digest)) == (None, data["digest"])
 
 
 # --- the real model ---------------------------------------------------------------------------------------------------
