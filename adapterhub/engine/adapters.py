@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
 from adapterhub.spec._decode import Frozen, thaw
 from adapterhub.spec.digest import canonical_json
+from adapterhub.spec.lora import ALL_LINEAR
 from adapterhub.spec.manifest import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def attach(
     from peft import get_peft_model
     from transformers import set_seed
 
-    hyperparameters = _saving(base, hyperparameters, task)
+    hyperparameters = _sparing_head(base, _saving(base, hyperparameters, task), task)
     if is_own(METHODS[method]):
         from adapterhub.engine.methods import own
 
@@ -108,6 +110,7 @@ def attach(
         tokenizer=getattr(base.tokenizer, "name_or_path", None),
         layers=getattr(base.model.config, "num_hidden_layers", None),
     )
+    _refuse_prompts(config, base, task, method)
     # Before the adapter is made, so that A's first values belong to the seed too.
     set_seed(seed)
     try:
@@ -140,6 +143,36 @@ def _saving(base: LoadedBase, hyperparameters: Mapping[str, Frozen], task: str) 
     assert isinstance(given, tuple | str)
     listed = (given,) if isinstance(given, str) else given
     return {**hyperparameters, "modules_to_save": (*listed, *(name for name in besides if name not in listed))}
+
+
+def _refuse_prompts(config: Any, base: LoadedBase, task: str, method: str) -> None:
+    """Refuse prompts given as vectors where a decoder classifies: it tells by the token ids where a padded text ends.
+
+    With vectors, transformers' GenericForSequenceClassification takes the last position, padding or not.
+    """
+    as_vectors = config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"
+    if as_vectors and task == "SEQ_CLS" and hasattr(base.model, "score"):
+        raise IncompatibleError(
+            f"{method} gives {type(base.model).__name__} vectors for tokens, and it no longer sees where a text ends",
+            where="method",
+            hint="take prefix_tuning or lora, or an encoder as the base model",
+        )
+
+
+def _sparing_head(base: LoadedBase, hyperparameters: Mapping[str, Frozen], task: str) -> Mapping[str, Frozen]:
+    """Return hyperparameters whose `all-linear` leaves the head out, which is trained whole: PEFT adapts it as well."""
+    given = hyperparameters.get("exclude_modules", ())
+    if hyperparameters.get("target_modules") != ALL_LINEAR or "exclude_modules" not in hyperparameters:
+        return hyperparameters
+    heads = tuple(
+        path
+        for path, module in base.model.named_modules()
+        if _has_matrix(module) and any(part in TASKS[task].head_modules for part in path.split("."))
+    )
+    if isinstance(given, str):
+        return {**hyperparameters, "exclude_modules": "|".join((f"({given})", *map(re.escape, heads)))}
+    assert given is None or isinstance(given, tuple)
+    return {**hyperparameters, "exclude_modules": (*(given or ()), *heads) or given}
 
 
 def _require_trained(model: Any, base: LoadedBase, method: str) -> None:

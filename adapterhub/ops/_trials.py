@@ -72,8 +72,8 @@ def is_lower_better(metric: str) -> bool:
 
 def default_metric(recipe: Recipe) -> str:
     """Return what a task's trainings are judged by: its own measure, else the held-out loss."""
-    measure = getattr(task_named(recipe.task), "measure", None)
-    return f"eval_{measure}" if measure else "eval_loss"
+    measures = task_named(recipe.task).measures
+    return f"eval_{measures[0]}" if measures else "eval_loss"
 
 
 def best(outcomes: Sequence[Outcome], metric: str) -> Outcome | None:
