@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -288,6 +289,21 @@ def test_checkpointing_changes_no_gradient(llama: Path) -> None:
         model(input_ids=torch.tensor([IDS]), use_cache=False).logits.square().mean().backward()
         found.append({name: p.grad for name, p in model.trained.items()})
     assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+
+
+def test_a_copy_of_a_model_has_an_adapter_of_its_own(llama: Path) -> None:
+    import torch
+
+    for method, given in (("bottleneck", HOULSBY), ("bottleneck", PARALLEL), ("bitfit", {})):
+        base = load(llama) if method == "bottleneck" else built("bert")
+        model = moved(attach(base, method, **given))
+        expected, copied = output(model), copy.deepcopy(model)
+        assert torch.equal(output(copied), expected)
+        with torch.no_grad():
+            for parameter in copied.trained.values():
+                parameter.add_(1.0)
+        assert torch.equal(output(model), expected)
+        assert not torch.equal(output(copied), expected)
 
 
 @pytest.mark.parametrize("preset", ["houlsby", "pfeiffer", "parallel"])
