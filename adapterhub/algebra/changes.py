@@ -155,13 +155,17 @@ class ExpertSlice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Everything a stack changes: by the model's name of a tensor, and what it brings whole in a tensor's place."""
+    """Everything a stack changes: by the model's name of a tensor, and what it brings whole in a tensor's place.
+
+    replication: LoRA's layer_replication; names are then those of the longer model.
+    """
 
     tensors: Mapping[str, Change]
     whole: Mapping[str, WholeTensor] = field(default_factory=lambda: MappingProxyType({}))
     experts: tuple[ExpertFactors, ...] = ()
     labels: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
+    replication: tuple[tuple[int, int], ...] = ()
 
     @property
     def ranks(self) -> tuple[int, ...]:

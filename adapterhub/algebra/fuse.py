@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from adapterhub.algebra.bind import Binding, bind
 from adapterhub.algebra.changes import Changes, forget
 from adapterhub.algebra.delta import StackDelta
+from adapterhub.algebra.replication import config_of, replicated
 from adapterhub.algebra.reports import LOW_KEPT, FuseReport, ModuleReport, Sums
 from adapterhub.algebra.shards import Write, lay_out, write_index
 from adapterhub.errors import IncompatibleError, UsageError
@@ -39,11 +40,15 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusePlan:
-    """The files of the output and their tensors in order, made from headers alone."""
+    """The files of the output and their tensors in order, made from headers alone.
+
+    replication: ranges of the base's layers that make the output's, empty where they are the base's.
+    """
 
     checkpoint: Checkpoint
     binding: Binding
     files: Mapping[str, tuple[Write, ...]]
+    replication: tuple[tuple[int, int], ...] = ()
 
     @property
     def size(self) -> int:
@@ -76,6 +81,10 @@ def plan_fuse(
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"{dtype!r} is no dtype to merge into", hint=f"known: {', '.join(DTYPES)}")
     checkpoint = open_checkpoint(base)
+    replication = delta.replication if isinstance(delta, Changes) else ()
+    if replication:
+        config_of(config, replication)  # told before anything is written
+        checkpoint = replicated(checkpoint, replication)
     binding = bind(delta, checkpoint, config)
     wanted = DTYPES[dtype] if dtype else None
     sources = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
@@ -86,7 +95,8 @@ def plan_fuse(
         shape = edit.whole.tensor.shape if edit is not None and edit.whole is not None else source.shape
         spec = TensorSpec(name=name, dtype=_output_dtype(source, wanted), shape=shape)
         writes.append(Write(spec=spec, source=source, edit=edit))
-    return FusePlan(checkpoint=checkpoint, binding=binding, files=lay_out(writes, checkpoint, max_shard_size))
+    files = lay_out(writes, checkpoint, max_shard_size)
+    return FusePlan(checkpoint=checkpoint, binding=binding, files=files, replication=replication)
 
 
 def default_workers(plan: FusePlan) -> int:

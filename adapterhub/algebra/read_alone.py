@@ -42,7 +42,7 @@ _SHOWN = 20
 _EXPERT_FACTOR = re.compile(r"(?P<container>.+\.experts)(?P<inner>(?:\.base_layer)*)\.(?P<part>lora_[AB])\.weight")
 _LORA_BIAS = re.compile(r"(?P<module>.+)\.lora_B\.bias")
 # What LoRA may train beside its factors, and has to be without to be read as a sum of them.
-_BESIDE = ("bias", "lora_bias", "trainable_token_indices", "target_parameters")
+_BESIDE = ("bias", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
 # Settings of configs that the tensors show as well.
 _SHOWN_BY_TENSORS = frozenset({"boft_n_butterfly_factor"})
 
@@ -123,7 +123,12 @@ def read_alone(package: Packaged) -> Changes:
         experts=tuple(reader.experts),
         labels=(label,),
         fan_in_fan_out=package.config.get("fan_in_fan_out") is True,
+        replication=_spec(package).layer_replication if peft_type == "LORA" else (),
     )
+
+
+def _spec(package: Packaged) -> LoraSpec:
+    return LoraSpec.from_hyperparameters(package.config, where=str(package.path / CONFIG_FILE))
 
 
 def stands_alone(package: Packaged) -> bool:
@@ -203,7 +208,7 @@ def _kronecker(change: ProductModule) -> Rewrite:
 def _read_lora(reader: Reader) -> None:
     """Read LoRA's factors, and what it trained beside them: biases, tokens, fused experts."""
     package, config = reader.package, reader.package.config
-    spec = LoraSpec.from_hyperparameters(config, where=str(package.path / CONFIG_FILE))
+    spec = _spec(package)
     if spec.use_dora and (spec.lora_bias or spec.target_parameters):
         raise IncompatibleError("DoRA has neither lora_bias nor target_parameters", where=reader.label)
     if spec.bias != "none":

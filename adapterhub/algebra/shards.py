@@ -97,7 +97,9 @@ def same_file(writes: Sequence[Write], checkpoint: Checkpoint) -> str | None:
     """Return the base's file that an output file would be a copy of, None where something in it changes."""
     source = writes[0].source.file
     own = {tensor.name for tensor in checkpoint.tensors.values() if tensor.file == source}
-    same = all(write.copied and write.source.file == source for write in writes)
+    same = all(
+        write.copied and write.source.file == source and write.spec.name == write.source.name for write in writes
+    )
     return source if same and {write.spec.name for write in writes} == own else None
 
 

@@ -152,6 +152,8 @@ def _merged_by_peft(model: Any, package: Package) -> Any:
     try:
         with without_future_warnings():
             peft: Any = PeftModel.from_pretrained(model, str(package.path), torch_device="cpu")
+            if spec.layer_replication:
+                _part(peft)
             return peft.merge_and_unload(safe_merge=True)
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise IncompatibleError(
@@ -159,6 +161,20 @@ def _merged_by_peft(model: Any, package: Package) -> Any:
             where=str(package.path),
             hint="leave out --verify",
         ) from error
+
+
+def _part(model: Any) -> None:
+    """Give replicated layers weights of their own: PEFT would add the changes of all copies to the one they share."""
+    from torch import nn
+
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) in seen:
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+            seen.add(id(parameter))
 
 
 def _trained_tokens(layers: Sequence[tuple[Package, float]]) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -84,6 +84,7 @@ class MergePlan(Plan):
             ("changes", f"{len(self.fuse.binding.edits)} tensors, rank {rank}"),
             ("dtype", self.output_dtype),
             *files,
+            *([("layers", _ranges(self.fuse.replication))] if self.fuse.replication else []),
             ("output", f"{self.out} ({'one adapter' if self.as_adapter else 'a full checkpoint'})"),
         )
 
@@ -261,6 +262,7 @@ def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
 
 def _write_model(plan: MergePlan, work: Unfinished, progress: Progress) -> FuseReport:
     from adapterhub.algebra.fuse import fuse
+    from adapterhub.algebra.replication import config_of
 
     base = plan.load.base.path
     report = fuse(
@@ -272,9 +274,10 @@ def _write_model(plan: MergePlan, work: Unfinished, progress: Progress) -> FuseR
         finished=work.finished,
         progress=progress,
     )
-    _merged.write_config(
-        read_config(base), work.out, untied=report.untied, dtype=plan.dtype, vocabulary=report.vocabulary
-    )
+    config: Mapping[str, object] = read_config(base)
+    if plan.fuse.replication:
+        config = config_of(config, plan.fuse.replication)
+    _merged.write_config(config, work.out, untied=report.untied, dtype=plan.dtype, vocabulary=report.vocabulary)
     _merged.copy_side_files(base, work.out, tokenizer=plan.load.tokenizer)
     return report
 
@@ -349,6 +352,11 @@ def _verified(plan: MergePlan, folder: Path, progress: Progress) -> Agreement:
             hint="nothing was kept; please report it, with the adapters' configs",
         )
     return agreement
+
+
+def _ranges(replication: tuple[tuple[int, int], ...]) -> str:
+    """Return which layers of the base make those of the output."""
+    return ", ".join(f"{start} to {end - 1}" for start, end in replication)
 
 
 def _total(measured: Iterable[Truncation | None]) -> Truncation | None:
