@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 # Elements of a block of logits: 32 MB in float32.
-_BLOCK = 1 << 23
+BLOCK = 1 << 23
 
 
 def is_frozen_linear(head: Any) -> bool:
@@ -48,7 +48,7 @@ def _function() -> Any:
             def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any) -> Any:
                 losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
                 slopes = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-                block = max(1, _BLOCK // len(weight))
+                block = max(1, BLOCK // len(weight))
                 with torch.autocast(hidden.device.type, enabled=False):
                     for start in range(0, len(hidden), block):
                         rows, wanted = hidden[start : start + block].to(weight.dtype), targets[start : start + block]

@@ -55,6 +55,8 @@ CUDA_RUNTIME_BYTES = 700_000_000
 # bitsandbytes keeps the greatest magnitude of every 64 weights as float32; quantized in turn, as a byte, and of every
 # 256 of those again a float32 (https://arxiv.org/abs/2305.14314, section 3).
 _BLOCK, _OUTER_BLOCK = 64, 256
+# What configs call the scaling or capping of logits after the output layer (Granite, Cohere, Gemma).
+_BEYOND_THE_HEAD = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,14 +297,31 @@ def _layer_bytes(
 
 
 def logit_bytes(base: BaseShape, training: Training, batch: Batch) -> int:
-    """Return what logits take at the start of the backward pass: log-probabilities and two gradients in float32."""
-    return batch.labelled * base.vocabulary * (3 * 4 + (2 if training.dtype != "float32" else 0))
+    """Return what logits take at the start of the backward pass.
+
+    Whole ones: log-probabilities and two gradients in float32. In blocks (engine/linear_loss.py): a block and its
+    exponentials, and of every labelled token the gradient of its hidden state.
+    """
+    size = BYTES_OF[training.dtype]
+    if (rows := _block_of_logits(base, batch)) is None:
+        return batch.labelled * base.vocabulary * (3 * 4 + (2 if size == 2 else 0))
+    return rows * base.vocabulary * (2 * 4 + (2 * 2 if size == 2 else 0)) + batch.labelled * base.hidden * size
+
+
+def _block_of_logits(base: BaseShape, batch: Batch) -> int | None:
+    """Return of how many tokens logits are held at once; None where a base does more to them and all are held."""
+    from adapterhub.engine.linear_loss import BLOCK
+
+    if any(base.config.get(key) not in (None, 1, 1.0) for key in _BEYOND_THE_HEAD):
+        return None
+    return min(batch.labelled, max(1, BLOCK // base.vocabulary))
 
 
 def evaluation_bytes(base: BaseShape, training: Training, batch: Batch) -> int:
     """Return what a forward pass alone holds at its peak: logits with log-probabilities, and a layer's outputs."""
     size = BYTES_OF[training.dtype]
-    logits = batch.labelled * base.vocabulary * (2 * 4 + (2 if size == 2 else 0))
+    rows = batch.labelled if (block := _block_of_logits(base, batch)) is None else block
+    logits = rows * base.vocabulary * (2 * 4 + (2 if size == 2 else 0))
     return logits + batch.computed * size * (
         2 * base.hidden + 3 * max((layer.inner for layer in base.layers), default=0)
     )

@@ -103,7 +103,7 @@ def test_under_an_adapter_no_logits_are_held_and_the_loss_is_the_same(
     model_type: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for architectures that scale or cap their logits, the output layer is not even called."""
-    monkeypatch.setattr(linear_loss, "_BLOCK", block)
+    monkeypatch.setattr(linear_loss, "BLOCK", block)
     model, rows, called = on_lora(build(model_type)), batch(), []
     head = model.get_base_model().get_output_embeddings()
     theirs = model(**rows).loss

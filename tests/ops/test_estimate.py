@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapterhub.engine.batches import Batch
+from adapterhub.engine.linear_loss import BLOCK
 from adapterhub.errors import IncompatibleError
 from adapterhub.ops._estimate import (
     HEAP_SHARE,
@@ -100,7 +102,7 @@ def test_memory_by_hand() -> None:
     # read (both norms' outputs, the MLP's product), the ranks, one number a norm and a head.
     token = 2 * HIDDEN + 2 * HIDDEN + 2 * KEY_VALUE + 3 * INNER + 2 * HIDDEN + INNER + 7 * 16 + 2 + HEADS
     assert memory.activations == 4 * 64 * LAYERS * token * 4
-    assert memory.logits == 3 * 4 * 64 * WORDS
+    assert memory.logits == 2 * 4 * 64 * WORDS + 4 * 64 * HIDDEN
     assert (memory.base, memory.adapter, memory.gradients, memory.optimizer) == (
         4 * parameters,
         4 * trained,
@@ -204,7 +206,18 @@ def test_held_out_rows_in_larger_batches_decide_where_they_take_more() -> None:
     base, adapter = llama(), lora(llama())
     small, large = batch(1, 16, 8), batch(64, 128, 8000)
     alone, both = (estimate_memory(base, adapter, FP32, [small], some) for some in ((), [large]))
-    assert both.total > alone.total and both.logits > 2 * 4 * 8000 * WORDS
+    assert both.total > alone.total and both.logits > 2 * 4 * min(8000 * WORDS, BLOCK - WORDS)
+
+
+def test_logits_are_held_in_blocks_but_where_a_base_scales_or_caps_them() -> None:
+    base, many = llama(), batch(64, 512, 30_000)
+    assert logit_bytes(base, FP32, many) == 2 * 4 * (BLOCK // WORDS) * WORDS + 4 * 30_000 * HIDDEN
+    for key, value in (("logits_scaling", 8.0), ("final_logit_softcapping", 30.0)):
+        capped = replace(base, config={**base.config, key: value})
+        assert logit_bytes(capped, FP32, many) == 3 * 4 * 30_000 * WORDS
+    assert logit_bytes(replace(base, config={**base.config, "logits_scaling": 1.0}), FP32, many) == logit_bytes(
+        base, FP32, many
+    )
 
 
 # --- against PEFT and autograd ----------------------------------------------------------------------------------------
@@ -323,7 +336,7 @@ def _kept_and_estimated(name: str, dtype: str, *, shared: int = 0) -> tuple[int,
     copies = 0 if dtype == "float32" else 2 * adapter.parameters
     one = batch(rows, width, rows * each, shared)
     training = Training(dtype=dtype, device="cpu")
-    assert logit_bytes(shape, training, one) >= 3 * probabilities
+    assert logit_bytes(shape, training, one) >= 2 * probabilities
     return sum(storages.values()) - probabilities - copies, activation_bytes(shape, adapter, training, one)
 
 
