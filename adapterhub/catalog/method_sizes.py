@@ -36,7 +36,7 @@ class SizeFault:
 
 
 _BOTH = "inputs and outputs"
-_NUMBERS = "numbers of its matrix"
+_NUMBERS = "numbers"
 # As the layers of peft 0.21.2 ask for it (tuners/*/layer.py).
 _RULES: Mapping[str, tuple[SizeRule, ...]] = MappingProxyType(
     {

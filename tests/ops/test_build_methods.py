@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adapterhub.documents import read_manifest
-from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError
+from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, UsageError
 from adapterhub.ops.build import build, plan_build
 from adapterhub.settings import Settings
 from adapterhub.spec.report import Severity
@@ -34,6 +34,8 @@ def other(folder: Path, method: str, given: dict[str, Any], **training: Any) -> 
         ("adalora", {"init_r": 6, "target_r": 3}),
         ("ia3", {}),
         ("prefix_tuning", {"num_virtual_tokens": 4}),
+        ("waveft", {"n_frequency": 64}),
+        ("shadow", {"r": 4}),
     ],
 )
 def test_a_package_of_another_method_is_built(
@@ -75,7 +77,15 @@ def test_plans_tell_sizes_and_modules_and_count_what_headers_tell(tmp_path: Path
     ("method", "given", "training", "error", "word"),
     [
         ("prefix_tuning", {}, {"gradient_checkpointing": "true"}, InvalidFileError, "gradient_checkpointing"),
+        ("cartridge", {}, {"gradient_checkpointing": "true"}, InvalidFileError, "gradient_checkpointing"),
         ("prefix_tuning", {"num_virtual_tokens": 511}, {}, IncompatibleError, "no room"),
+        ("cartridge", {"num_virtual_tokens": 511}, {}, IncompatibleError, "no room"),
+        ("adaption_prompt", {"adapter_layers": 3}, {}, IncompatibleError, "the base has 2 layers"),
+        ("c3a", {}, {}, IncompatibleError, "block_size: 256 does not divide the inputs and outputs of .*k_proj"),
+        ("road", {}, {}, IncompatibleError, "group_size: 64 does not divide the outputs"),
+        ("fourierft", {"n_frequency": 513}, {}, IncompatibleError, "n_frequency: 513 is more than the numbers"),
+        ("beft", {"target_modules": "[nothing]"}, {}, IncompatibleError, "nothing"),
+        ("xlora", {}, {}, UsageError, "mixes adapters that exist already"),
         ("adalora", {"tinit": 2, "tfinal": 2}, {}, InvalidFileError, "4 steps"),
         ("loha", {"target_modules": "[q_proj, nothing]"}, {}, IncompatibleError, "nothing"),
         ("ia3", {"target_modules": "[nothing]", "feedforward_modules": "[]"}, {}, IncompatibleError, "nothing"),
@@ -93,3 +103,11 @@ def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(
     recipe, words = other(tmp_path, method, given, **training)
     with pytest.raises(error, match=word):
         plan_build(recipe, overrides=words, settings=home)
+
+
+def test_the_most_that_a_base_s_modules_take_is_told_and_taken(tmp_path: Path, home: Settings) -> None:
+    recipe, words = other(tmp_path, "c3a", {})
+    with pytest.raises(IncompatibleError) as caught:
+        plan_build(recipe, overrides=words, settings=home)
+    assert caught.value.hint == "block_size: 16 is the most that all of them take"
+    assert plan_build(recipe, overrides=[*words, "hyperparameters.block_size=16"], settings=home)

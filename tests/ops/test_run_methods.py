@@ -29,7 +29,9 @@ def world(tmp_path: Path, settings: Settings) -> World:
     return world
 
 
-@pytest.mark.parametrize(("case", "action"), [("ia3", "fold"), ("prefix_tuning", "activate")])
+@pytest.mark.parametrize(
+    ("case", "action"), [("ia3", "fold"), ("prefix_tuning", "activate"), ("c3a", "fold"), ("shadow", "activate")]
+)
 def test_one_adapter_of_another_method_runs(world: World, tmp_path: Path, case: str, action: str) -> None:
     out = adapter(world.base, case, tmp_path / "adapter")
     options = {"settings": world.settings, "cwd": world.project, "device": "cpu", "dtype": "float32"}
@@ -59,8 +61,8 @@ def test_stacks_weights_combinations_and_merges_are_refused_with_the_reason(worl
         with pytest.raises(IncompatibleError) as caught:
             plan_load(stack, parameters=parameters, **options)
         assert any(words in text for text in caught.value.details), (stack, caught.value.details)
-    for folder in (ia3, prompt, adalora):
-        with pytest.raises(IncompatibleError, match="is not LoRA") as caught:
+    c3a = adapter(world.base, "c3a", tmp_path / "c3a")
+    for folder, word in ((prompt, "PROMPT_TUNING cannot be merged"), (c3a, "C3A cannot be merged")):
+        with pytest.raises(IncompatibleError, match=word):
             plan_merge(tmp_path / "merged", stack=str(folder), **options)
-        assert "adapt convert" in (caught.value.hint or "")
     assert not (tmp_path / "merged").exists()
