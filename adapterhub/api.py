@@ -108,11 +108,18 @@ def build(
     device: str | None = None,
     settings: Settings | None = None,
     progress: Progress = SILENT,
+    force: bool = False,
+    locked: bool = False,
+    fresh: bool = False,
 ) -> _build.BuildResult:
     """Train the adapter that a recipe describes and package it; `overrides` are `field.below=value`, as --set.
 
+    Where it is there and nothing changed, nothing is done (`result.kept`). force: build even so, and replace it.
+    locked: from what recipe.lock pins alone. fresh: go on from no checkpoint.
+
     Raises:
         InvalidFileError: faults of recipe or rows, all of them. BuildError: nothing to learn, or the loss not finite.
+        UnsatisfiedError: the folder holds another build's package, or what is locked differs.
     """
     return _build.build(
         Path(recipe),
@@ -121,6 +128,9 @@ def build(
         device=device,
         settings=settings,
         progress=progress,
+        force=force,
+        locked=locked,
+        fresh=fresh,
     )
 
 

@@ -101,7 +101,7 @@ def command(
         return None
     result = kept or with_base(built, settings=settings, yes=yes)
     if as_json:
-        console.print_json(result.to_data())
+        console.print_json(result.result_data() if isinstance(result, Kept) else result.to_data())
     else:
         console.print_facts(result.facts())
         for warning in result.warnings:

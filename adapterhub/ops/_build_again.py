@@ -120,6 +120,23 @@ class Kept(Plan):
             "nothing_to_do": True,
         }
 
+    def result_data(self) -> dict[str, object]:
+        """Return what a build that did nothing tells as JSON, under the keys of one that did something."""
+        return {
+            "path": str(self.path),
+            "name": self.name,
+            "version": self.version,
+            "digest": self.digest,
+            "metrics": dict(sorted(self.metrics.items())),
+            "steps": 0,
+            "seconds": 0.0,
+            "tokens_per_second": 0.0,
+            "warnings": list(self.warnings),
+            "nothing_to_do": True,
+            "resumed_at": None,
+            "reproduced": None,
+        }
+
 
 def kept_package(path: Path, manifest: bytes, *, warnings: tuple[str, ...] = ()) -> Kept:
     """Return what there is to say of a package whose manifest has these bytes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,6 +127,7 @@ def plan_begun(begun: Begun, *, locked: bool) -> Prepared:
             device=chosen.type,
             train=trained.items,
             held_out=measured.items,
+            labels=labels,
         ).total,
         inputs=inputs,
         since_lock=since_lock,
@@ -141,6 +143,12 @@ def _since_lock(begun: Begun, inputs: BuildInputs, *, locked: bool) -> tuple[tup
         return None, []
     if locked:
         require_locked(lock, inputs, lock_path(begun.wanted.path))
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if inputs.machine is not None and inputs.machine.threads > processors:
+            # MKL_DYNAMIC, on by default, lets MKL take no more threads than there are processors.
+            return (), [
+                f"{inputs.machine.threads} threads are locked, for {processors} processors: libraries may use fewer"
+            ]
     changes, threads = lock.inputs.changes_to(inputs), lock.inputs.threads_changed_to(inputs)
     if threads is None:
         return changes, []

@@ -91,7 +91,7 @@ class BuildResult:
             "nothing_to_do": self.kept,
             "resumed_at": self.resumed_at,
             "reproduced": self.reproduced,
-            "report": self.report.to_data(),
+            **({} if self.kept else {"report": self.report.to_data()}),
         }
 
 
@@ -256,7 +256,10 @@ def _nothing_done(kept: Kept, clock: float) -> BuildResult:
 def _lock_built(begun: Begun, plan: BuildPlan, manifest: Manifest, *, locked: bool) -> tuple[str, ...]:
     """Write down what was built from what; return what a person should know of it."""
     lock = begun.lock
+    notes: tuple[str, ...] = ()
     if not locked or lock is None:
+        if lock and lock.inputs == plan.inputs and lock.manifest != manifest.digest and plan.device == "cpu":
+            notes = (f"recipe.lock pinned the same inputs, which gave other bytes before: {lock.manifest}",)
         folder, out = plan.out.absolute(), begun.wanted.path.absolute().parent
         inside = folder.is_relative_to(out) and ".." not in folder.parts
         lock = RecipeLock(
@@ -272,7 +275,7 @@ def _lock_built(begun: Begun, plan: BuildPlan, manifest: Manifest, *, locked: bo
         settle(begun.wanted, begun.asked, lock, write=not locked)
     except LocalIOError as error:
         return (f"{error.where}: {error.message}, so that nothing is locked",)
-    return ()
+    return notes
 
 
 def _doubts(manifest: Manifest) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -542,7 +543,8 @@ def test_ctrl_c_keeps_what_was_trained_and_the_same_command_goes_on(tmp_path: Pa
 def test_a_shipped_recipe_learns_on_the_real_model(name: str, smollm2_home: Path, tmp_path: Path) -> None:
     """A few steps of each: the held-out loss falls, and the estimate of memory is of the right size."""
     settings = Settings(home=smollm2_home, threads=2)
-    recipe = Path(__file__).parents[2] / "recipes" / name / "recipe.yaml"
+    shutil.copytree(Path(__file__).parents[2] / "recipes" / name, tmp_path / "recipe")
+    recipe = tmp_path / "recipe" / "recipe.yaml"
     overrides = ["training.max_steps=6", "evaluation.max_rows=24"]
     plan = plan_build(recipe, settings=settings, overrides=overrides, device="cpu")
     assert plan.warnings == ()

@@ -155,6 +155,8 @@ def test_nothing_to_do_loads_nothing_that_trains(first: World) -> None:
     data = json.loads(done.stdout)
     assert (data["nothing_to_do"], data["path"], data["digest"]) == (True, str(first.out), str(first.lock.manifest))
     assert data["metrics"]["eval_rows"] == 5
+    assert data["steps"] == 0
+    assert set(data) == set(first.build().to_data())
     assert set(done.stderr.splitlines()[-1].split()) & HEAVY == set()
     done = first.adapt(*words, "--dry-run")
     assert done.returncode == 0
