@@ -29,8 +29,9 @@ BANDWIDTH_UTILISATION = 0.7
 # Starting the kernels of one layer, forward and backward, takes the processor this long: an assumption that bounds
 # small models, whose products take less. On the CPU products and their overhead are one.
 LAUNCH_SECONDS_A_LAYER = 0.002
-# Weights are unpacked in every pass, whatever its tokens: in NF4 a product of 576 × 1536 and its gradient took 1.6 times
-# as long as with float32 weights at 64 tokens, 1.3 at 256 and 1.0 at 1024 (one thread of a CPU). Of GPUs an assumption.
+# Weights are unpacked in every pass, whatever its tokens: in NF4 a product of 576 × 1536 and its gradient took 1.6
+# times as long as with float32 weights at 64 tokens, 1.3 at 256 and 1.0 at 1024 (one thread of a CPU). Of GPUs it is an
+# assumption.
 QUANTIZED_SLOWDOWN = 1.4
 # Importing the libraries, loading the base, writing and validating the package.
 START_SECONDS = 14.0
@@ -204,8 +205,13 @@ def memory_of(
     device: str,
     train: Sequence[Example],
     held_out: Sequence[Example],
+    labels: Sequence[str] = (),
 ) -> Memory:
-    """Estimate the peak memory of building a recipe, by the batches that it will take."""
+    """Estimate the peak memory of building a recipe, by the batches that it will take.
+
+    labels: what its head tells apart, in place of a vocabulary.
+    """
+    base = replace(base, vocabulary=len(labels)) if labels else base
     training = Training(
         dtype=dtype,
         device=device,
@@ -227,10 +233,12 @@ def _batches(
     """Return the batches of training, at most MAX_BATCHES, and of measuring."""
     from adapterhub.engine.batches import evaluation_batches, training_batches
 
-    shares = _shares(base, adapter, training)
+    # Only the loss of the next token goes on from a beginning that rows have in common.
+    goes_on = recipe.task == "CAUSAL_LM"
+    shares = goes_on and _shares(base, adapter, training)
     batches = list(training_batches(train, recipe.training, shares=shares, limit=MAX_BATCHES)) if train else []
     size = recipe.evaluation.per_device_eval_batch_size
-    return batches, list(evaluation_batches(held_out, size, shares=_shares_when_measured(base)))
+    return batches, list(evaluation_batches(held_out, size, shares=goes_on and _shares_when_measured(base)))
 
 
 def estimate(

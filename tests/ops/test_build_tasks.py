@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,13 @@ import pytest
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.cli.main import main
 from adapterhub.documents import read_manifest
+from adapterhub.engine.data import IGNORED
+from adapterhub.engine.tasks._classes import ClassExample
 from adapterhub.errors import BuildError, IncompatibleError, UsageError
+from adapterhub.ops._estimate import any_adapter, read_base_shape
 from adapterhub.ops._measures import measure_doubts
+from adapterhub.ops._plan_cost import memory_of
+from adapterhub.ops._recipes import read_recipe_with
 from adapterhub.ops.build import BuildResult, build, plan_build
 from adapterhub.ops.data import inspect_data
 from adapterhub.ops.plan import plan_training
@@ -240,6 +246,24 @@ def test_rows_are_shown_with_what_is_learned_of_them(
     (tmp_path / "train.jsonl").write_text('{"tokens": ["in", "Rome"], "tags": ["O", "B-LOC"]}\n')
     (row,) = inspect_data(recipe, settings=home).shown
     assert row.pieces == (("in", False), ("/O", True), (" ", False), ("Rome", False), ("/B-LOC", True))
+
+
+def test_the_memory_of_logits_is_that_of_the_labels(home: Settings, tmp_path: Path) -> None:
+    """A row of a classifier has as many logits as labels, and the beginning of two rows is computed for each."""
+    recipe = read_recipe_with(project(tmp_path, "SEQ_CLS", "tiny-llama"), ())
+    shape = read_base_shape(home.home / "tiny-llama", "llama", task="SEQ_CLS")
+    rows = [
+        ClassExample(place="", question="", input_ids=(1,) * 9, labels=(*[IGNORED] * 8, label)) for label in (0, 1, 2)
+    ]
+    kinds = {"dtype": "float32", "device": "cpu", "train": rows, "held_out": ()}
+    found, vocabulary = (
+        memory_of(recipe, shape, any_adapter(shape, 2), labels=labels, **kinds)  # type: ignore[arg-type]
+        for labels in (("a", "b", "c"), ())
+    )
+    # Logits and their exponentials, in float32.
+    assert vocabulary.logits - found.logits == len(rows) * (shape.vocabulary - 3) * 8
+    causal = memory_of(replace(recipe, task="CAUSAL_LM"), shape, any_adapter(shape, 2), **kinds)  # type: ignore[arg-type]
+    assert causal.activations < found.activations
 
 
 def test_what_is_not_planned_says_so(home: Settings, tmp_path: Path) -> None:
