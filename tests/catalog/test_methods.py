@@ -60,7 +60,7 @@ def test_an_unknown_hyperparameter_names_the_nearest():
         ({"init_lora_weights": "pissa_niter_0"}, "not known"),
         ({"init_lora_weights": "pizza"}, "not known"),
         ({"init_lora_weights": "eva"}, "activations of data before training"),
-        ({"init_lora_weights": "loftq"}, "quantized base is not supported"),
+        ({"init_lora_weights": "loftq"}, "begins with what rounding"),
         ({"eva_config": {}}, "data before training"),
         ({"init_lora_weights": 1}, "not known"),
         ({"use_dora": True}, "dora"),

@@ -32,7 +32,7 @@ _LORA_START = Hyperparameter(
             "eva": "draws A from the activations of data before training, which is not done here",
             "corda": "needs the covariance of data before training, which is not done here",
             "lora_ga": "needs gradients of data before training, which is not done here",
-            "loftq": "quantizes the base, and training on a quantized base is not supported yet",
+            "loftq": "begins with what rounding the base to 4 bits loses, which is not done here",
             "mica": "is not offered here",
         }
     ),
@@ -97,7 +97,7 @@ _LORA_LEFT_OUT = MappingProxyType(
         "eva_config": "needs data before training, which is not done here",
         "corda_config": "needs data before training, which is not done here",
         "lora_ga_config": "needs data before training, which is not done here",
-        "loftq_config": "quantizes the base, and training on a quantized base is not supported yet",
+        "loftq_config": "belongs to a start that is not done here",
         **dict.fromkeys(
             (
                 "alora_invocation_tokens",
