@@ -297,6 +297,13 @@ def test_another_number_of_threads_warns(world: World) -> None:
     assert isinstance(locked, BuildPlan)
     assert (locked.threads, locked.since_lock) == (1, ())
     assert not any("threads" in text for text in locked.warnings)
+    inputs, many = world.lock.inputs, len(os.sched_getaffinity(0)) + 1
+    assert inputs.machine is not None
+    crowded = replace(inputs, machine=replace(inputs.machine, threads=many))
+    write_recipe_lock(lock_path(world.recipe), replace(world.lock, inputs=crowded))
+    plan = world.plan(out=world.root / "other", locked=True)
+    assert isinstance(plan, BuildPlan)
+    assert any(f"{many} threads are locked" in text for text in plan.warnings)
     world.plan(out=world.root / "other")  # one thread again, for the tests that follow
 
 
