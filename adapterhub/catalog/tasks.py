@@ -19,6 +19,8 @@ class Task:
     (`LlamaForCausalLM`), None for the bare model. head_modules: names a newly made head may have, which an adapter of
     this task has to bring along (none where the base brings its own). labels: whether the head's width is a list of
     labels. measures: what held-out rows are measured by beside the loss, the one to look at first before the others.
+    pooling: how a vector is made of the last states of a text's tokens, where vectors are the task: whoever uses an
+    adapter of it has to do the same; such a vector is scaled to length 1. generates: whether what it gives is text.
     buildable: whether `adapt build` trains it today.
     """
 
@@ -30,6 +32,8 @@ class Task:
     head_modules: tuple[str, ...] = ()
     labels: bool = False
     measures: tuple[str, ...] = ()
+    pooling: str | None = None
+    generates: bool = False
     buildable: bool = False
 
     @property
@@ -48,6 +52,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 auto_class="AutoModelForCausalLM",
                 pipeline="text-generation",
                 class_suffix="ForCausalLM",
+                generates=True,
                 buildable=True,
             ),
             # Head names: transformers' modeling files; `score` for decoders, `classifier` for encoders. PEFT adds
@@ -80,6 +85,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 auto_class="AutoModelForSeq2SeqLM",
                 pipeline="text2text-generation",
                 class_suffix="ForConditionalGeneration",
+                measures=("rouge_l", "chrf", "exact_match"),
+                generates=True,
+                buildable=True,
             ),
             Task(
                 name="QUESTION_ANS",
@@ -88,6 +96,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 pipeline="question-answering",
                 class_suffix="ForQuestionAnswering",
                 head_modules=("qa_outputs",),
+                measures=("f1", "exact_match"),
+                buildable=True,
             ),
             Task(
                 name="FEATURE_EXTRACTION",
@@ -95,6 +105,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 auto_class="AutoModel",
                 pipeline="feature-extraction",
                 class_suffix=None,
+                measures=("mrr", "accuracy_at_1", "spearman"),
+                pooling="mean",
+                buildable=True,
             ),
         )
     }

@@ -225,7 +225,8 @@ def load_base(
         device=device,
         dtype=dtype,
         quantization=packed_as,
-        made=tuple(dict.fromkeys(part for name in lacking for part in name.split(".") if part in heads)),
+        # What a bare model lacks is a pooler, which no task of vectors reads.
+        made=() if row.bare else tuple(dict.fromkeys(p for name in lacking for p in name.split(".") if p in heads)),
     )
 
 

@@ -136,7 +136,9 @@ def _metrics(
         samples = recipe.evaluation.bootstrap_samples
         found = evaluate.compare(before, after, samples=samples, seed=recipe.training.seed).metrics()
     else:
-        found = {"eval_rows": float(len(after.sums)), "eval_loss": round(after.mean, 6)}
+        # Long texts are several examples of one row.
+        rows = len({example.place for example in prepared.held_out.items})
+        found = {"eval_rows": float(rows), "eval_loss": round(after.mean, 6)}
     if isinstance(task, Bounded) and after.predictions:
         main = task.main_measure(after.predictions, prepared.held_out.items, plan.labels)
         low, high = evaluate.interval(

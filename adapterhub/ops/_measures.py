@@ -9,12 +9,17 @@ from adapterhub.catalog.tasks import TASKS
 # What a measure is held against, by the end of its name in a manifest.
 _RIVALS: Mapping[str, str] = {"_naive": "without a model", "_base": "by the bare base"}
 # Measures that are no share of anything.
-_PLAIN = ("matthews",)
+_PLAIN = ("matthews", "mrr", "spearman")
 _TITLES: Mapping[str, str] = {
     "f1": "F1",
     "f1_macro": "F1, mean of classes",
     "f1_micro": "F1, all classes together",
     "matthews": "Matthews correlation",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "mrr": "mean reciprocal rank",
+    "accuracy_at_1": "accuracy at 1",
+    "spearman": "rank correlation",
 }
 
 

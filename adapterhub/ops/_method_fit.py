@@ -54,6 +54,8 @@ def _refuse_task(shape: BaseShape, recipe: Recipe, where: str) -> None:
         return
     kind, task = shape.family.kind, recipe.task
     wanted = {"CAUSAL_LM": "decoder", "SEQ_2_SEQ_LM": "encoder-decoder"}.get(task, kind)
+    if task == "FEATURE_EXTRACTION" and kind == "encoder-decoder":
+        wanted = "encoder"  # the bare class of the two asks for what the decoder is to read
     if kind != wanted:
         article = {word: "a" if word == "decoder" else "an" for word in (kind, wanted)}
         raise IncompatibleError(
