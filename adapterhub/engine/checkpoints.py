@@ -92,7 +92,7 @@ class Checkpoints:
     def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Return the newest checkpoint that verifies, None without one, and why newer ones were passed over.
 
-        What a write that was cut off left behind is taken away.
+        What a write that was cut off left behind is taken away, and what is older than `keep` of them.
         """
         if not self.folder.is_dir():
             return None, ()
@@ -101,7 +101,9 @@ class Checkpoints:
         notes = []
         for step, folder in self._found():
             try:
-                return _read(folder, self.identity, step), tuple(notes)
+                found = _read(folder, self.identity, step)
+                self._prune(step)
+                return found, tuple(notes)
             except _Unusable as reason:
                 notes.append(f"the checkpoint of step {step} is passed over: {reason}")
         return None, tuple(notes)
