@@ -106,7 +106,9 @@ def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrain
     if method.peft_type in OWN_TYPES:
         from adapterhub.engine.methods import own
 
-        return own.put_on(model, package.config, state, method=method, task=TASK, where=label)
+        told = package.config.get("task_type")
+        task = told if isinstance(told, str) else TASK
+        return own.put_on(model, package.config, state, method=method, task=task, where=label)
     config = _config(package, method, [name for name, _ in model.named_modules()])
     _refuse_claims(package.config, state, method, label)
     try:

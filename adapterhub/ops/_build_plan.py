@@ -124,9 +124,8 @@ class BuildPlan(Plan):
 
 def _told(method: str, hyperparameters: Mapping[str, Frozen]) -> str:
     """Return a method with its size and what it adapts: `lora, r 16, on q_proj, v_proj`."""
-    sizes = [
-        f"{name} {hyperparameters[name]}" for name in ("r", "init_r", "num_virtual_tokens") if hyperparameters.get(name)
-    ]
+    names = ("r", "init_r", "num_virtual_tokens", "reduction_factor", "top_k_layers")
+    sizes = [f"{name} {hyperparameters[name]}" for name in names if hyperparameters.get(name)]
     targets = hyperparameters.get("target_modules")
     return ", ".join([method, *sizes, *([f"on {_listed(targets)}"] if targets else [])])
 

@@ -78,6 +78,8 @@ def test_a_package_is_built_and_runs(
     sizes = [_product(entry["shape"]) for name, entry in weights.items() if name != "__metadata__"]
     plan = plan_build(recipe, overrides=words, out=tmp_path / "third", settings=both)
     assert plan.trainable == sum(sizes)
+    factor = f", reduction_factor {given['reduction_factor']}" if method == "bottleneck" else ""
+    assert dict(plan.facts())["method"] == method + factor
     # Every check that there is was made, and none found anything.
     report = results[0].report
     assert not report.findings, report.findings
