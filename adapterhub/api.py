@@ -301,6 +301,10 @@ def merge(
     parameters: Parameters | None = None,
     dtype: str | None = None,
     as_adapter: bool = False,
+    max_shard_size: str | None = None,
+    workers: int | None = None,
+    link: bool = False,
+    verify: bool = False,
     settings: Settings | None = None,
     cwd: Path | None = None,
     progress: Progress = SILENT,
@@ -309,7 +313,7 @@ def merge(
 
     Raises:
         UsageError: no stack is named and none is the default. IncompatibleError: a member does not fit.
-        LocalIOError: the folder is taken, or the disk said no.
+        LocalIOError: the folder is taken, or the disk said no. UnsatisfiedError: it was to be verified, and is not right.
     """
     plan = _merge.plan_merge(
         Path(out),
@@ -319,6 +323,10 @@ def merge(
         parameters=parameters,
         dtype=dtype,
         as_adapter=as_adapter,
+        max_shard_size=max_shard_size,
+        workers=workers,
+        link=link,
+        verify=verify,
         settings=settings,
         cwd=cwd,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -19,137 +19,27 @@ from adapterhub.files import new_folder
 from adapterhub.fingerprints import read_config
 from adapterhub.ops import _merged
 from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops._merge_plan import MergePlan, MergeResult
 from adapterhub.ops._unfinished import Unfinished, merging_into
-from adapterhub.ops.load import LoadPlan, layer_data, layer_label, parse_stack, plan_load, truncation_note
+from adapterhub.ops.load import layer_label, parse_stack, plan_load
 from adapterhub.package import derive_manifest, name_of_folder, write_manifest
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec._decode import freeze
 from adapterhub.spec.digest import canonical_json
-from adapterhub.spec.plans import Plan, Step
+from adapterhub.spec.plans import Step
 from adapterhub.spec.stack import Parameters, Stack
 
 if TYPE_CHECKING:
     from adapterhub.algebra.delta import StackDelta, Truncation
-    from adapterhub.algebra.fuse import FusePlan, FuseReport
+    from adapterhub.algebra.fuse import FuseReport
     from adapterhub.engine.agreement import Agreement
     from adapterhub.spec._decode import Frozen
 
+__all__ = ["MergePlan", "MergeResult", "merge", "plan_merge"]
+
 # A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
 FIRST_VERSION = Version("0.1.0")
-# Where a limit of the rank leaves out more of the change than this, it should be weighed.
-MUCH_TRUNCATED = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergePlan(Plan):
-    """What will be written where. fuse: the output's tensors, made from headers alone.
-
-    delta: the factors of a merged adapter, None for merged weights. ranks: of what is added. workers: threads, None for
-    as many as there is work for. link: files in which nothing changes are links to the base's. verify: the result is
-    run against the stack before it counts.
-    """
-
-    load: LoadPlan
-    out: Path
-    fuse: FusePlan
-    delta: StackDelta | None = None
-    ranks: tuple[int, ...] = ()
-    dtype: str | None = None
-    size: int = 0
-    max_shard_size: int | None = None
-    workers: int | None = None
-    link: bool = False
-    verify: bool = False
-
-    @property
-    def as_adapter(self) -> bool:
-        """True when factors alone are written, as one adapter."""
-        return self.delta is not None
-
-    @property
-    def output_dtype(self) -> str:
-        """The dtype of what is written, in torch's word."""
-        return "float32" if self.as_adapter else self.dtype or self.load.base.dtype
-
-    def facts(self) -> tuple[tuple[str, str], ...]:
-        """Return base, stack, combination, dtype and how many tensors change."""
-        ranks = self.ranks
-        rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}" if ranks else "none"
-        files = () if self.as_adapter else (("files", f"{len(self.fuse.files)}"),)
-        return (
-            ("base", f"{self.load.base.ref.id} ({self.load.base.path})"),
-            ("stack", ", ".join(map(layer_label, self.load.stack.layers))),
-            ("combination", str(self.load.rule)),
-            ("changes", f"{len(self.fuse.binding.edits)} tensors, rank {rank}"),
-            ("dtype", self.output_dtype),
-            *files,
-            *([("layers", _ranges(self.fuse.replication))] if self.fuse.replication else []),
-            ("output", f"{self.out} ({'one adapter' if self.as_adapter else 'a full checkpoint'})"),
-        )
-
-    def to_data(self) -> dict[str, object]:
-        """Return plain JSON data."""
-        # super() without arguments does not work in a dataclass with slots.
-        return Plan.to_data(self) | {
-            "base": self.load.base.ref.id,
-            "stack": [layer_data(layer) for layer in self.load.stack.layers],
-            **self.load.rule.to_data(),
-            "out": str(self.out),
-            "as_adapter": self.as_adapter,
-            "dtype": self.output_dtype,
-            "bytes": self.size,
-            "files": [] if self.as_adapter else list(self.fuse.files),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeResult:
-    """What was written. report: how much of every module's change survived the rounding; None for an adapter.
-
-    truncation: what the combination lost by its rank before that; None where nothing was cut. agreement: how far the
-    result's logits are from the stack's; None where that was not asked for.
-    """
-
-    path: Path
-    plan: MergePlan
-    report: FuseReport | None = None
-    truncation: Truncation | None = None
-    agreement: Agreement | None = None
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a person should weigh before using the result."""
-        return (*self._truncated(), *self._rounded())
-
-    def _truncated(self) -> Iterator[str]:
-        if self.truncation is not None and self.truncation.error > MUCH_TRUNCATED:
-            yield truncation_note(self.plan.load.rule, self.truncation)
-
-    def _rounded(self) -> Iterator[str]:
-        if self.report is None or not self.report.low:
-            return
-        worst = min(self.report.low, key=lambda module: module.kept)
-        yield (
-            f"{len(self.report.low)} of {len(self.report.modules)} modules lost much of their change by rounding to "
-            f"{self.plan.output_dtype} ({worst.module} kept {worst.kept:.0%}); --dtype float32 keeps all of it"
-        )
-
-    def to_data(self) -> dict[str, object]:
-        """Return plain JSON data."""
-        return {
-            "path": str(self.path),
-            "base": self.plan.load.base.ref.id,
-            "stack": [layer_data(layer) for layer in self.plan.load.stack.layers],
-            **self.plan.load.rule.to_data(),
-            "truncation_error": self.truncation.error if self.truncation else None,
-            "as_adapter": self.plan.as_adapter,
-            "dtype": self.plan.output_dtype,
-            "bytes": self.plan.size,
-            "warnings": [*self.plan.warnings, *self.warnings],
-            "report": self.report.to_data() if self.report else None,
-            "agreement": self.agreement.to_data() if self.agreement else None,
-        }
 
 
 def plan_merge(
@@ -195,14 +85,7 @@ def plan_merge(
 
     settings = settings if settings is not None else read_settings()
     given = {"--dtype": dtype, "--max-shard-size": max_shard_size, "--workers": workers}
-    given |= {"--link": link or None, "--verify": verify or None}
-    if as_adapter and (wrong := [name for name, value in given.items() if value is not None]):
-        raise UsageError(
-            f"{wrong[0]} is for merged weights: an adapter's factors are float32, in one small file",
-            where=" ".join(wrong),
-        )
-    if workers is not None and workers < 1:
-        raise UsageError(f"{workers} threads cannot merge anything", where="--workers", hint="--workers 1 or more")
+    _require_meant(given | {"--link": link or None, "--verify": verify or None}, as_adapter, workers)
     limit = None if max_shard_size is None else read_size(max_shard_size)
     chosen = parse_stack(stack, combination=combination, parameters=parameters)
     _require_stack(chosen, settings, cwd)
@@ -354,11 +237,6 @@ def _verified(plan: MergePlan, folder: Path, progress: Progress) -> Agreement:
     return agreement
 
 
-def _ranges(replication: tuple[tuple[int, int], ...]) -> str:
-    """Return which layers of the base make those of the output."""
-    return ", ".join(f"{start} to {end - 1}" for start, end in replication)
-
-
 def _total(measured: Iterable[Truncation | None]) -> Truncation | None:
     """Return what all modules lost by a limit of the rank, None where none was cut."""
     found = [item for item in measured if item is not None]
@@ -409,6 +287,17 @@ def _merged_from(plan: MergePlan) -> Frozen:
         for layer in plan.load.stack.layers
     ]
     return freeze({**plan.load.rule.to_data(), "members": members})
+
+
+def _require_meant(given: Mapping[str, object], as_adapter: bool, workers: int | None) -> None:
+    """Refuse options that would have no effect, or none that could be meant."""
+    if as_adapter and (wrong := [name for name, value in given.items() if value is not None]):
+        raise UsageError(
+            f"{wrong[0]} is for merged weights: an adapter's factors are float32, in one small file",
+            where=" ".join(wrong),
+        )
+    if workers is not None and workers < 1:
+        raise UsageError(f"{workers} threads cannot merge anything", where="--workers", hint="--workers 1 or more")
 
 
 def _require_stack(stack: Stack | None, settings: Settings, cwd: Path | None) -> None:
