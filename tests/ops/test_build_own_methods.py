@@ -28,9 +28,12 @@ from adapterhub.spec.report import Severity
 from tests.factory import edit_json, edit_tensors, tiny_gpt2, tiny_llama
 from tests.ops.test_build import base_folder, home
 from tests.ops.test_build_methods import other
+from tests.ops.test_build_tasks import BARE
+from tests.ops.test_build_tasks import home as classifiers
+from tests.ops.test_build_tasks import project as classes
 
 pytestmark = pytest.mark.engine
-__all__ = ["base_folder", "home"]  # fixtures
+__all__ = ["base_folder", "classifiers", "home"]  # fixtures
 
 HOULSBY = {"mh_adapter": "true", "non_linearity": "swish", "reduction_factor": 8}
 PARALLEL = {"is_parallel": "true", "reduction_factor": 2, "init_weights": "mam_adapter", "scaling": "learned"}
@@ -104,6 +107,20 @@ def _check_merged(out: Path, package: Path, settings: Settings, folded: Any) -> 
     merge(plan_merge(out, stack=str(package), settings=settings, cwd=package.parent))
     state = AutoModelForCausalLM.from_pretrained(str(out)).state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in folded.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("method", "base"), [("bottleneck", BARE), ("bitfit", "tiny-bert"), ("bottleneck", "tiny-llama")]
+)
+def test_a_classifier_s_head_comes_along(tmp_path: Path, classifiers: Settings, method: str, base: str) -> None:
+    words = [f"method={method}", "hyperparameters={}", "training.max_steps=2"]
+    result = build(classes(tmp_path, "SEQ_CLS", base), out=tmp_path / "out", overrides=words, settings=classifiers)
+    assert not result.report.findings
+    saved = set(json.loads(_header(tmp_path / "out")))
+    head = "score" if base == "tiny-llama" else "classifier"
+    assert f"base_model.model.{head}.weight" in saved
+    # What the checkpoint lacks and training made anew is saved whole too.
+    assert ("base_model.model.bert.pooler.dense.weight" in saved) == (base == BARE)
 
 
 def _header(folder: Path) -> bytes:
