@@ -134,4 +134,4 @@ def _label_warnings(common: Sequence[str]) -> tuple[str, ...]:
     label = _first(common, _LABELS)
     if label is None:
         return ()
-    return (f"the column {label!r} is left alone: adapters that classify cannot be built yet",)
+    return (f"the column {label!r} is left alone: a recipe whose task is SEQ_CLS or TOKEN_CLS learns it",)

@@ -158,8 +158,8 @@ def _choose_base(name: str | None, settings: Settings) -> BaseRecord:
     record = BaseStore(settings).get(name)
     if not _is_causal(record):
         raise IncompatibleError(
-            f"{name} is {record.ref.architecture}, no causal language model: adapters for it cannot be built yet",
-            hint="choose another with --base; `adapt base list` shows what is here",
+            f"{name} is {record.ref.architecture}, no causal language model, which the recipes proposed here are for",
+            hint="choose another with --base, or write the recipe by hand: task: SEQ_CLS, say (docs/recipes.md)",
         )
     return record
 

@@ -192,8 +192,9 @@ def _with_peft(manifest: Manifest, name: PackageName | None) -> list[str]:
     base, task = manifest.base_model, TASKS.get(manifest.task or "")
     auto = task.auto_class if task else "AutoModel"
     options = f', revision="{base.revision}"' if base.revision else ""
-    if task and task.labels and manifest.labels:
-        options += f", num_labels={len(manifest.labels)}"
+    told = manifest.labels if task and task.labels else ()
+    labels = [f"labels = {json.dumps(list(told), ensure_ascii=False)}"] if told else []
+    options += ", num_labels=len(labels), id2label=dict(enumerate(labels))" if labels else ""
     adapter = f'"{name}", revision="v{manifest.version}"' if name else "THIS_FOLDER"
     own_tokenizer = any(entry.path == "tokenizer_config.json" for entry in manifest.files)
     return [
@@ -201,9 +202,11 @@ def _with_peft(manifest: Manifest, name: PackageName | None) -> list[str]:
         f"from transformers import {auto}, AutoTokenizer",
         "",
         f'base = "{base.id}"  # or a folder that holds it',
+        *labels,
         f"model = {auto}.from_pretrained(base{options})",
         f"model = PeftModel.from_pretrained(model, {adapter})",
         f"tokenizer = AutoTokenizer.from_pretrained({adapter if own_tokenizer else 'base'})",
+        *(["model.config.pad_token_id = tokenizer.pad_token_id"] if task and task.name == "SEQ_CLS" else []),
     ]
 
 

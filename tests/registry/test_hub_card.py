@@ -174,7 +174,11 @@ def test_a_card_of_the_manifest_tells_how_to_use_it(manifest: Manifest) -> None:
     ):
         assert line in text.splitlines(), line
     labelled = dataclasses.replace(manifest, task="SEQ_CLS", labels=("a", "b", "c"))
-    assert "from_pretrained(base, num_labels=3)" in card(labelled)
+    lines = card(labelled).splitlines()
+    assert '    labels = ["a", "b", "c"]' in lines
+    assert any("from_pretrained(base, num_labels=len(labels), id2label=dict(enumerate(labels)))" in x for x in lines)
+    # Decoders tell by it where a text of a batch ends.
+    assert "    model.config.pad_token_id = tokenizer.pad_token_id" in lines
 
 
 def test_the_python_of_the_card_is_python(manifest: Manifest) -> None:
