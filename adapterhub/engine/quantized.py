@@ -131,8 +131,10 @@ def is_packed(module: object) -> bool:
 
 def bits_of(model: nn.Module) -> int | None:
     """Return the bits of a model's packed weights, 4 or 8; None where none is packed."""
-    packed: list[Any] = [module for module in model.modules() if is_packed(module)]
-    return None if not packed else 4 if any(hasattr(module, "quant_storage") for module in packed) else 8
+    packed = [module for module in model.modules() if is_packed(module)]
+    if not packed:
+        return None
+    return 4 if any(isinstance(module, sys.modules["bitsandbytes"].nn.Linear4bit) for module in packed) else 8
 
 
 def quantized_with(config: PretrainedConfig) -> str | None:
@@ -164,6 +166,7 @@ def put_beside(module: nn.Module, change: LowRank, dtype: torch.dtype, where: st
     """
     import torch
 
+    assert not hasattr(module, "adapterhub_hook"), "a layer has one stack beside it: take the other off first"
     device = module.weight.device
     a, b = (torch.from_numpy(factor).to(device) for factor in (change.a, change.b))
     gain = None

@@ -80,6 +80,13 @@ def _changed_in_plain_peft(adapter: Path, base: Path, quantization: Quantization
     return difference(logits_of(PeftModel.from_pretrained(model, str(adapter)).eval(), IDS), bare)
 
 
+def test_sixteen_bits_beside_packed_weights(tmp_path: Path, home: Settings) -> None:
+    recipe = project(tmp_path, quantization=NF4, training={"max_steps": 6, "dtype": "bfloat16"})
+    manifest = build(recipe, out=tmp_path / "out", settings=home).manifest
+    assert manifest.quantization is not None and manifest.quantization.bnb_4bit_compute_dtype == "bfloat16"
+    assert manifest.metrics["eval_loss"] < manifest.metrics["eval_loss_base"]
+
+
 def test_the_same_recipe_gives_the_same_bytes(tmp_path: Path, home: Settings) -> None:
     recipe = project(tmp_path, quantization=NF4, training={"max_steps": 3})
     first, second = (build(recipe, out=tmp_path / name, settings=home) for name in ("a", "b"))
