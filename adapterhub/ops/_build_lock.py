@@ -146,7 +146,9 @@ def require_unchanged(
     manifest, now = read_manifest(out), wanted.now
     recorded, same_machine = _recorded(asked)
     told = next((item for item in (lock, recorded) if item and item.manifest == manifest.digest), None)
-    changes = told.inputs.changes_to(now) if told else ("recipe.lock tells of another package than this one",)
+    changes = told.inputs.changes_to(now) if told else ("no lock tells what it was built from",)
+    if told is None and lock is not None:
+        changes = ("recipe.lock tells of another package than this one",)
     if told and not changes and not (same_machine and told == recorded):
         changes = told.inputs.changes_to(replace(now, machine=machine()))
     if told is None or changes:
@@ -168,16 +170,27 @@ def settle(wanted: Wanted, asked: Asked, lock: RecipeLock, *, write: bool) -> No
     """Write the lock beside the recipe, then the record that tells the next build that there is nothing to do.
 
     Raises:
-        LocalIOError: the lock cannot be written.
+        LocalIOError: the lock cannot be written; the record is.
     """
-    place = lock_path(wanted.path)
-    if write:
-        write_recipe_lock(place, lock)
+    place, refused = lock_path(wanted.path), None
+    try:
+        if write:
+            write_recipe_lock(place, lock)
+    except LocalIOError as error:
+        refused = error
+    _remember(wanted, asked, lock, place)
+    if refused is not None:
+        raise refused
+
+
+def _remember(wanted: Wanted, asked: Asked, lock: RecipeLock, place: Path) -> None:
     rows = {wanted.path.parent / source.name: source.digest.hex for source in wanted.data}
     if not all(path.is_file() for path in rows):
         return  # rows out of something else than files are never told at a glance
     entries = read_manifest(wanted.out).files
-    files: dict[Path, str | None] = {wanted.path: asked.recipe_sha256, place: Digest.of(lock.canonical_bytes()).hex}
+    files: dict[Path, str | None] = {wanted.path: asked.recipe_sha256}
+    if place.is_file():
+        files[place] = Digest.of(lock.canonical_bytes()).hex
     files |= {**rows, wanted.out / MANIFEST_FILE: lock.manifest.hex}
     files |= {wanted.out / entry.path: entry.digest.hex for entry in entries}
     files |= dict.fromkeys((wanted.base.path / stamp.path for stamp in wanted.base.stamps), None)

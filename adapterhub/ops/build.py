@@ -159,8 +159,8 @@ def build(
         return _nothing_done(kept, clock)
     begun = begin(asked, locked=locked)
     if (lock := _unchanged(begun, force=force)) is not None:
-        settle(begun.wanted, begun.asked, lock, write=not locked)
-        return _nothing_done(_kept(begun.wanted.out), clock)
+        notes = _settled(begun, lock, locked=locked)
+        return _nothing_done(replace(_kept(begun.wanted.out), warnings=notes), clock)
     prepared = plan_begun(begun, locked=locked)
     plan = prepared.plan
     for warning in plan.warnings:
@@ -271,11 +271,16 @@ def _lock_built(begun: Begun, plan: BuildPlan, manifest: Manifest, *, locked: bo
         )
     elif lock.manifest != manifest.digest:
         return (f"the bytes are not the locked ones: {manifest.digest} instead of {lock.manifest}",)
+    return (*notes, *_settled(begun, lock, locked=locked))
+
+
+def _settled(begun: Begun, lock: RecipeLock, *, locked: bool) -> tuple[str, ...]:
+    """Write the lock and the record of a package that is there; a folder that refuses them does not undo the work."""
     try:
         settle(begun.wanted, begun.asked, lock, write=not locked)
     except LocalIOError as error:
         return (f"{error.where}: {error.message}, so that nothing is locked",)
-    return notes
+    return ()
 
 
 def _doubts(manifest: Manifest) -> tuple[str, ...]:

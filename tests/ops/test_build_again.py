@@ -372,6 +372,23 @@ def test_a_locked_build_with_other_bytes_fails(world: World) -> None:
     assert world.lock == wrong
 
 
+def test_a_lock_that_cannot_be_written_undoes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(path: Path, lock: RecipeLock) -> None:
+        raise LocalIOError("cannot write the file: Read-only file system", where=str(path))
+
+    # Root may write anywhere, so no folder can be made to refuse.
+    monkeypatch.setattr("adapterhub.ops._build_lock.write_recipe_lock", refusing)
+    lock_path(world.recipe).unlink()
+    other = world.root / "p" / "dist" / "second"
+    result = world.build(out=other)
+    assert not result.kept
+    assert any("nothing is locked" in text for text in result.warnings)
+    assert world.build(out=other).kept
+    shutil.rmtree(world.settings.cache)
+    with pytest.raises(UnsatisfiedError, match="no lock tells what it was built from"):
+        world.build(out=other)
+
+
 def test_without_a_lock_nothing_is_locked(
     world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
