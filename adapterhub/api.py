@@ -313,7 +313,7 @@ def merge(
 
     Raises:
         UsageError: no stack is named and none is the default. IncompatibleError: a member does not fit.
-        LocalIOError: the folder is taken, or the disk said no. UnsatisfiedError: it was to be verified, and is not right.
+        LocalIOError: the folder is taken, or the disk said no. UnsatisfiedError: what was written is not the stack.
     """
     plan = _merge.plan_merge(
         Path(out),

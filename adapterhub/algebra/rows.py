@@ -76,6 +76,13 @@ class Workspace:
         rewrite.apply(matrix, rows, delta, new, transposed=transposed)
         return new, delta
 
+    def replaced(self, base: Floats, other: Floats) -> tuple[Floats, Floats]:
+        """Return W' and W' − W where W' was read by `read_other`."""
+        new = self._new[: len(base)]
+        np.copyto(new, other)
+        np.subtract(new, base, out=other)
+        return new, other
+
     def rounded(self, new: Floats, dtype: str, where: str) -> tuple[memoryview, Floats]:
         """Round float32 to a dtype; return the bytes to write, and the rounded values as float32.
 

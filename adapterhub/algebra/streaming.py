@@ -20,7 +20,7 @@ from typing import BinaryIO
 import numpy as np
 
 from adapterhub.algebra.copying import copy_bytes, write_all
-from adapterhub.algebra.delta import LowRank
+from adapterhub.algebra.delta import LowRank, WholeTensor
 from adapterhub.algebra.edit import Part, matrix_of
 from adapterhub.algebra.reports import ModuleReport, Sums
 from adapterhub.algebra.rewrites import Rewrite
@@ -186,6 +186,9 @@ class _PieceWriter:
         edit = write.edit
         path, tensor = self.stream.checkpoint.directory / write.source.file, write.source
         if edit is not None and edit.whole is not None:
+            if not edit.parts and edit.whole.tensor.shape == tensor.shape:
+                self._replace(path, tensor, write.spec, edit.whole)
+                return
             path, tensor = edit.whole.file, edit.whole.tensor
         rows, columns = matrix_of(tensor.shape)
         at = 0
@@ -211,7 +214,37 @@ class _PieceWriter:
         for first in range(start, stop, self.space.elements):
             count = min(self.space.elements, stop - first)
             values = self.space.read(self._source(path), tensor, first, count)
+            if not self._is_bases(path) and not np.isfinite(values).all():
+                raise IncompatibleError(
+                    "holds NaN or infinite values: it would break the base model", where=f"{path}: {spec.name}"
+                )
             self._put(self.space.rounded(values, spec.dtype, spec.name)[0])
+
+    def _is_bases(self, path: Path) -> bool:
+        """Say whether a file is of the base, whose own values are not ours to judge."""
+        return path.is_relative_to(self.stream.checkpoint.directory)
+
+    def _replace(self, path: Path, tensor: TensorInfo, spec: TensorSpec, whole: WholeTensor) -> None:
+        """Write an adapter's tensor in the base's place, rounded once, and measure what is left of its change."""
+        sums = Sums()
+        for first in range(0, tensor.elements, self.space.elements):
+            count = min(self.space.elements, tensor.elements - first)
+            base = self.space.read(self._source(path), tensor, first, count)
+            other = self.space.read_other(self._source(whole.file), whole.tensor, first, count)
+            new, delta = self.space.replaced(base, other)
+            data, rounded = self.space.rounded(new, spec.dtype, spec.name)
+            self._put(data)
+            sums.add(measure(base, delta, rounded))
+        self._report(ModuleReport(module=spec.name, tensor=spec.name, rank=0, sums=sums))
+
+    def _report(self, report: ModuleReport) -> None:
+        if not math.isfinite(report.sums.made):
+            raise IncompatibleError(
+                "the merged weight is not finite: the base or the adapter is broken, or their sum too large",
+                where=report.module,
+                hint="try --dtype float32",
+            )
+        self.stream.report(self.piece.file, report)
 
     def _put(self, data: memoryview) -> None:
         write_all(self.target, data)
@@ -234,20 +267,15 @@ class _PieceWriter:
             data, rounded = self.space.rounded(new, spec.dtype, part.change.module)
             self._put(data)
             sums.add(measure(base, delta, rounded))
-        if not math.isfinite(sums.made):
-            raise IncompatibleError(
-                "the merged weight is not finite: the base or the adapter is broken, or their sum too large",
-                where=part.change.module,
-                hint="try --dtype float32",
+        self._report(
+            ModuleReport(
+                module=part.change.module,
+                tensor=spec.name,
+                rank=part.change.rank,
+                sums=sums,
+                truncation=loaded.truncation,
             )
-        report = ModuleReport(
-            module=part.change.module,
-            tensor=spec.name,
-            rank=part.change.rank,
-            sums=sums,
-            truncation=loaded.truncation,
         )
-        self.stream.report(self.piece.file, report)
 
     def _changed(self, base: Floats, loaded: LowRank | Rewrite, rows: slice, transposed: bool) -> tuple[Floats, Floats]:
         if isinstance(loaded, LowRank):

@@ -268,3 +268,17 @@ def test_what_is_no_sum_has_no_coefficient_and_no_company(tmp_path: Path, bases:
             read_stack(layers)
     with pytest.raises(IncompatibleError, match="which ties"):
         read_stack([(bias, 1.0)], rule_of("ties"))
+
+
+def test_what_rounding_takes_of_a_tensor_saved_whole_is_measured(tmp_path: Path, bases: dict[str, Path]) -> None:
+    base = bases["half"]
+    adapter = trained(base, METHODS["norms"][0]("llama"), tmp_path / "a", size=1e-3)
+    ours, report = merged_here(base, adapter, tmp_path / "out")
+    exact = merged_by_peft(base, adapter)
+    before = read_tensors(base)
+    assert {module.tensor for module in report.modules} == set(report.replaced) and len(report.modules) == 5
+    for module in report.modules:
+        wanted, made = exact[module.tensor] - before[module.tensor], ours[module.tensor] - before[module.tensor]
+        assert module.kept == pytest.approx(float((made * wanted).sum() / (wanted**2).sum()), rel=1e-3)
+        assert module.delta_norm == pytest.approx(float(np.linalg.norm(wanted)), rel=1e-4)
+    assert report.low  # steps of bfloat16 near 1 are several times as wide

@@ -297,6 +297,10 @@ def test_a_vocabulary_that_grew_is_written_and_told(project: Path, base: Path, s
     assert result.report is not None and result.report.replaced == ("lm_head.weight", "model.embed_tokens.weight")
     card = (project / "out" / "README.md").read_text()
     assert "Taken whole from the adapter: `lm_head.weight`, `model.embed_tokens.weight`." in card
+    head[3, 3] = np.nan
+    edit_tensors(project / "a" / "adapter_model.safetensors", lambda tensors: tensors | extra)
+    with pytest.raises(IncompatibleError, match="NaN"):
+        merge(plan_merge(project / "other", stack="./a", settings=settings))
 
 
 def test_methods_that_no_weights_can_hold_are_refused(project: Path, settings: Settings) -> None:
