@@ -135,7 +135,7 @@ def test_an_override_is_checked_like_the_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "word"),
     [
-        ({"method": "xlora"}, "method", "cannot be built yet"),
+        ({"method": "xlora"}, "method", "cannot be built"),
         ({"method": "ia3"}, "hyperparameters", "ia3 has no such hyperparameter"),
         ({"method": "lroa"}, "method", "not a method"),
         ({"task": "causal_lm"}, "task", "not a task"),
