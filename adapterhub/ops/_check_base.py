@@ -263,7 +263,8 @@ def _expected(lora: LoraSpec, weights: LoraWeights, view: BaseView) -> tuple[str
             name for name in view.linear if name in weights.factors or not OPTIONAL_MODULES & set(name.split("."))
         ]
         return lora.targets(certain, head=view.head)
-    return lora.targets(view.modules)
+    # PEFT writes all-linear out as names, and one of these (`dense`) may be a pooler's too.
+    return lora.targets(name for name in view.modules if name in weights.factors or "pooler" not in name.split("."))
 
 
 def _check_targets(contents: Contents, lora: LoraSpec, weights: LoraWeights, view: BaseView, log: Checklist) -> None:

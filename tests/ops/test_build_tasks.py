@@ -125,7 +125,8 @@ def project(folder: Path, task: str, base: str, **changes: Any) -> Path:
         "version": "1.0.0",
         "base_model": base,
         "task": task,
-        "hyperparameters": {"r": 8, "alpha": 16},
+        # The pooler that the checkpoint holds is none of TOKEN_CLS's, and the head of both is trained whole.
+        "hyperparameters": {"r": 8, "alpha": 16, **({"target_modules": "all-linear"} if task == "TOKEN_CLS" else {})},
         "data": {"train": "train.jsonl", "eval": "eval.jsonl"},
         "training": {
             "learning_rate": 1e-2,
