@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         yank,
     )
     from adapterhub.errors import AdapterHubError
+    from adapterhub.ops.predict import predict
     from adapterhub.package import open_package
     from adapterhub.settings import Settings
     from adapterhub.spec.generation import Generation
@@ -85,6 +86,7 @@ _PUBLIC = {
     "Report": "adapterhub.spec.report",
     "Settings": "adapterhub.settings",
     "open_package": "adapterhub.package",
+    "predict": "adapterhub.ops.predict",
 }
 
 __all__ = [
@@ -110,6 +112,7 @@ __all__ = [
     "merge",
     "open_package",
     "outdated",
+    "predict",
     "publish",
     "run",
     "search",

@@ -1,26 +1,31 @@
-"""`adapt run`: generate text with a stack of adapters."""
+"""`adapt run`: ask a stack of adapters for what its task gives: text, labels, entities, answers, vectors."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console, options
 from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
-from adapterhub.errors import UsageError
+from adapterhub.errors import LocalIOError, UsageError
 from adapterhub.ops import run
-from adapterhub.ops.load import load_planned
+from adapterhub.ops.load import Loaded, load_planned
+from adapterhub.ops.predict import predict_planned
 from adapterhub.settings import read_settings
 from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 
 
 @click.command("run", epilog='Example:  adapt run --stack medical,spanish "Was tun bei Fieber?"')
-@click.argument("prompt", required=False)
+@click.argument("prompts", nargs=-1, metavar="[PROMPT]...")
 @options.stack_option
 @options.base_option
 @options.combination_options(seed="--combination-seed")
+@click.option("--context", metavar="TEXT", help="What a question is about; of a pair to classify, the second text.")
+@click.option("--context-file", type=click.Path(path_type=Path), metavar="FILE", help="The same, read from a file.")
 @click.option("--system", metavar="TEXT", help="A system prompt, where the base's chat template takes one.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out: the model goes on with the prompt's text.")
 @click.option(
@@ -46,7 +51,7 @@ from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 @options.dry_run_option
 @options.json_option
 def command(
-    prompt: str | None,
+    prompts: tuple[str, ...],
     stack: str | None,
     base: str | None,
     combination: str | None,
@@ -55,6 +60,8 @@ def command(
     combination_seed: int | None,
     scale: float | None,
     normalize: bool | None,
+    context: str | None,
+    context_file: Path | None,
     system: str | None,
     raw: bool,
     max_new_tokens: int | None,
@@ -74,11 +81,15 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Generate text with a stack of adapters, printed as it comes.
+    """Ask a stack of adapters for what its task gives; text is printed as it comes.
 
     PROMPT is one user's turn for a base with a chat template, else text to go on from; without it (or as -) it is read
     from a pipe, less the line break at its end. Without --stack: the project's `default` stack, else its only adapter,
     else the bare base model.
+
+    For adapters of other tasks PROMPT is a text to classify (a line a label, the likeliest first), to tag (a line an
+    entity, with its characters), to rewrite, or to embed (a line of JSON), or a question about --context; there may be
+    several, from a pipe one a line.
     """
     generation = Generation.checked(
         max_new_tokens=max_new_tokens,
@@ -91,11 +102,14 @@ def command(
     )
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
     quantization = options.quantization_of(load_in_4bit, load_in_8bit, bnb_4bit_quant_type, bnb_4bit_use_double_quant)
-    settings, text = read_settings(), _prompt(prompt)
+    settings, texts = read_settings(), _prompts(prompts)
+    about = _context(context, context_file)
 
     def planned() -> run.RunPlan:
         return run.plan_run(
-            text,
+            texts,
+            by_line=prompts in ((), ("-",)),
+            context=about,
             stack=stack,
             base=base,
             combination=combination,
@@ -117,6 +131,9 @@ def command(
     # The display is taken down before text comes: two writers on one terminal line spoil each other.
     with open_progress() as progress:
         loaded = load_planned(plan.load, progress=progress)
+    if not TASKS[plan.task].generates or len(plan.texts) > 1:
+        _predict(plan, loaded, as_json=as_json)
+        return
     if as_json:
         console.print_json(run.run(plan, loaded=loaded).to_data())
         return
@@ -125,11 +142,58 @@ def command(
         console.write("\n")
 
 
+def _predict(plan: run.RunPlan, loaded: Loaded, *, as_json: bool) -> None:
+    """Print what a stack tells of texts; of several each under its text, but for what is a line a text."""
+    found = predict_planned(plan, loaded=loaded)
+    for note in found.notes:
+        console.warn(note)
+    if as_json:
+        console.print_json(found.to_data())
+        return
+    headed = len(found.items) > 1 and plan.task in ("SEQ_CLS", "TOKEN_CLS")
+    for text, item in zip(plan.texts, found.items, strict=True):
+        if headed:
+            console.print_lines([text, *(f"  {line}" for line in item.lines())])
+        else:
+            console.print_lines(item.lines())
+
+
 def _tell(plan: run.RunPlan) -> None:
     if plan.load.chosen is not None:
         console.say(f"using {plan.load.chosen}")
     for warning in plan.warnings:
         console.warn(warning)
+
+
+def _context(text: str | None, file: Path | None) -> str | None:
+    """Return the context that is given, if one is.
+
+    Raises:
+        UsageError: it is given twice, or is not UTF-8. LocalIOError: the file cannot be read.
+    """
+    if file is None:
+        return text
+    if text is not None:
+        raise UsageError("--context and --context-file are two ways to say one thing", hint="leave one out")
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"is not UTF-8: byte {error.start}", where=str(file)) from error
+    except OSError as error:
+        raise LocalIOError(f"cannot be read: {error.strerror or error}", where=str(file)) from error
+
+
+def _prompts(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the prompts: the arguments, or what is piped in.
+
+    Raises:
+        UsageError: - is one of several.
+    """
+    if len(given) > 1:
+        if "-" in given:
+            raise UsageError("- stands for what is piped in, and then for all of it", hint="leave the others out")
+        return given
+    return (_prompt(given[0] if given else None),)
 
 
 def _prompt(given: str | None) -> str:

@@ -169,9 +169,14 @@ def generate(
     """
     import torch
 
-    new_tokens = _room(model.config, len(prompt.ids), options.max_new_tokens, taken=_trained_prompt(model))
+    # An encoder reads the prompt; the decoder then begins with a token of its own.
+    encodes = bool(model.config.is_encoder_decoder)
+    if encodes:
+        _room(model.config, len(prompt.ids) - 1, 1, taken=trained_prompt(model))
+    before = 1 if encodes else len(prompt.ids)
+    new_tokens = _room(model.config, before, options.max_new_tokens, taken=0 if encodes else trained_prompt(model))
     stops = _stop_ids(model.generation_config.eos_token_id, prompt.stops)
-    streamer = _Streamer(TokenText(tokenizer, prompt.context), frozenset(stops), write)
+    streamer = _Streamer(TokenText(tokenizer, () if encodes else prompt.context), frozenset(stops), write)
     ids = torch.tensor([prompt.ids], device=model.device)
     if options.seed is not None:
         torch.manual_seed(options.seed)
@@ -187,7 +192,7 @@ def generate(
         pad_token_id=_pad_id(tokenizer, stops),
         **_given(options),
     )
-    made = output[0, len(prompt.ids) :].tolist()
+    made = output[0, before:].tolist()
     return Generated(
         text="".join(streamer.pieces),
         prompt_tokens=len(prompt.ids),
@@ -196,7 +201,7 @@ def generate(
     )
 
 
-def _trained_prompt(model: PreTrainedModel) -> int:
+def trained_prompt(model: PreTrainedModel) -> int:
     """Return how many positions a trained prompt takes before the text; 0 without one."""
     config = getattr(model, "active_peft_config", None)
     return int(getattr(config, "num_virtual_tokens", None) or 0)

@@ -79,17 +79,21 @@ def other_method(layers: Sequence[tuple[Package, float]], rule: Rule | None = No
     return method
 
 
-def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrainedModel | PeftModel:
+def put_on(
+    model: PreTrainedModel, package: Package, method: Method, *, task: str | None = None
+) -> PreTrainedModel | PeftModel:
     """Return a model with an adapter in its weights, or, for a trained prompt, PEFT's model with the prompt before it.
 
-    Over a base with packed weights it is PEFT's model whatever the method: those weights cannot take the change.
+    task: the model's. Over a base with packed weights it is PEFT's model whatever the method: those weights cannot
+    take the change.
 
     Raises:
         IncompatibleError: the adapter does not fit the base (`details` names each tensor), sets what is not known here,
             is not finite, or is of a method that packed weights cannot carry.
     """
     import torch
-    from peft import PeftModelForCausalLM, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
+    from peft.mapping_func import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
     from safetensors.torch import load_file
 
     label = f"{package.manifest.name}@{package.manifest.version}"
@@ -107,14 +111,14 @@ def put_on(model: PreTrainedModel, package: Package, method: Method) -> PreTrain
         from adapterhub.engine.methods import own
 
         told = package.config.get("task_type")
-        task = told if isinstance(told, str) else TASK
-        return own.put_on(model, package.config, state, method=method, task=task, where=label)
-    config = _config(package, method, [name for name, _ in model.named_modules()])
+        wanted = task or (told if isinstance(told, str) else TASK)
+        return own.put_on(model, package.config, state, method=method, task=wanted, where=label)
+    config = _config(package, method, [name for name, _ in model.named_modules()], task or TASK)
     _refuse_claims(package.config, state, method, label)
     try:
         with without_future_warnings():
             # Some methods draw at random, or refuse what was saved for running alone, while they train.
-            adapted = PeftModelForCausalLM(model, config).eval()
+            adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task or TASK](model, config).eval()
         _refuse_other_targets(adapted, package.config, method, label)
         _refuse_other_names(adapted, state, label)
         set_peft_model_state_dict(adapted, state)
@@ -139,7 +143,7 @@ def _merged(adapted: PeftModel, label: str) -> PreTrainedModel:
     return plain.requires_grad_(False).eval()
 
 
-def _config(package: Package, method: Method, modules: Sequence[str]) -> PeftConfig:
+def _config(package: Package, method: Method, modules: Sequence[str], task: str) -> PeftConfig:
     """Return PEFT's config of a package, made of the settings that are known here and of no others."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -164,7 +168,7 @@ def _config(package: Package, method: Method, modules: Sequence[str]) -> PeftCon
     told = package.config.get("peft_version")
     version = {"peft_version": told} if isinstance(told, str) else {}
     try:
-        checked = config_class.check_kwargs(**given, **version, task_type=TASK, inference_mode=True)
+        checked = config_class.check_kwargs(**given, **version, task_type=task, inference_mode=True)
         return config_class(**checked)
     except (ValueError, TypeError) as error:
         raise IncompatibleError(f"PEFT refuses its settings: {first_line(error)}", where=where) from error

@@ -11,7 +11,9 @@ from adapterhub.algebra.combine import combine
 from adapterhub.engine.base import LoadedBase, choose_device, choose_dtype, load_base, quiet_libraries, set_threads
 from adapterhub.engine.fold import fold
 from adapterhub.engine.peft_adapter import other_method, put_on
-from adapterhub.errors import InvalidFileError
+from adapterhub.errors import IncompatibleError, InvalidFileError
+from adapterhub.spec.manifest import WEIGHTS_FILE
+from adapterhub.weights import read_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,13 +34,15 @@ def load_stack(
     dtype: str = "auto",
     threads: int | None = None,
     quantization: Quantization | None = None,
+    task: str = "CAUSAL_LM",
+    labels: Sequence[str] = (),
 ) -> LoadedBase:
     """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
 
     One adapter of another method than LoRA is merged by PEFT; a trained prompt stays before the model, as PEFT's.
     `rule` says how the adapters become one: by default as their exact sum. `tokenizer` is the folder of an adapter
     whose own replaces the base's. `quantization`: what the base is packed as; beside packed weights the stack stands as
-    one LoRA, and an adapter of another method as PEFT has it.
+    one LoRA, and an adapter of another method as PEFT has it. task, labels: the adapters', whose head comes with them.
 
     Raises:
         IncompatibleError: an adapter does not fit the base, or the adapters not each other. What `load_base`,
@@ -49,12 +53,32 @@ def load_stack(
     delta = combine(layers, rule) if layers and other is None else None
     set_threads(threads)
     place = choose_device(device)
-    loaded = load_base(record, device=place, dtype=choose_dtype(dtype, place), quantization=quantization)
+    loaded = load_base(
+        record, device=place, dtype=choose_dtype(dtype, place), task=task, labels=labels, quantization=quantization
+    )
+    _refuse_missing_head(loaded.made, layers, task)
     if other is not None:
-        loaded = replace(loaded, model=put_on(loaded.model, layers[0][0], other))
+        loaded = replace(loaded, model=put_on(loaded.model, layers[0][0], other, task=task))
     elif delta is not None:
         loaded = replace(loaded, truncation=fold(loaded.model, delta))
     return loaded if tokenizer is None else replace(loaded, tokenizer=own_tokenizer(tokenizer, loaded.tokenizer))
+
+
+def _refuse_missing_head(made: Sequence[str], layers: Sequence[tuple[Package, float]], task: str) -> None:
+    """Refuse what would be told by a head of random values: neither the base nor an adapter brings one."""
+    brought = {
+        part
+        for package, _ in layers
+        for name in read_header(package.path / WEIGHTS_FILE).tensors
+        for part in name.split(".")
+    }
+    missing = [name for name in made if name not in brought]
+    if missing:
+        raise IncompatibleError(
+            f"{task} needs {', '.join(missing)}, which neither the base model nor the adapter has",
+            where=", ".join(f"{package.manifest.name}@{package.manifest.version}" for package, _ in layers) or None,
+            hint="take an adapter that was saved with its head",
+        )
 
 
 def own_tokenizer(folder: Path, base: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,13 @@ from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.combinations import Rule, rule_of
 from adapterhub.catalog.methods import METHODS
 from adapterhub.catalog.packed_bases import why_not_over
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import ActiveLayer, Environment, ResolvedStack, find_environment
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
 from adapterhub.fingerprints import Verdict, chat_template_digest, compare, tokenizer_digest
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._quantized import packed_bits, quantized_by
+from adapterhub.ops._task_of import TASK, head_labels, task_faults, task_of
 from adapterhub.package import require_intact
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from adapterhub.algebra.delta import Truncation
 
-TASK = "CAUSAL_LM"
 # Methods other than LoRA whose change is low-rank factors in another guise (algebra/lora_like.py).
 _CONVERTIBLE = ("adalora", "loha", "lokr")
 # An error below this is not told from none in a percentage with one digit.
@@ -46,7 +47,8 @@ _WARNINGS = {
 class LoadPlan(Plan):
     """What will be in memory: a base model and the adapters folded into it, in order.
 
-    rule: how the adapters become one. tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why
+    task: the adapters'; labels: what a classifier's head tells apart, in order. rule: how the adapters become one.
+    tokenizer: the adapter folder whose tokenizer replaces the base's. chosen: why
     this stack, where none was named. device, dtype: as asked for; `auto` is decided by the hardware, when the model is
     loaded. quantization: what the base's linear weights are packed as while they are read; the adapters then stand
     beside them as one LoRA.
@@ -54,6 +56,8 @@ class LoadPlan(Plan):
 
     base: BaseRecord
     stack: ResolvedStack
+    task: str = TASK
+    labels: tuple[str, ...] = ()
     rule: Rule = field(default_factory=lambda: rule_of(DEFAULT_COMBINATION))
     tokenizer: Path | None = None
     chosen: str | None = None
@@ -67,6 +71,7 @@ class LoadPlan(Plan):
         return (
             ("base", f"{self.base.ref.id} ({self.base.path})"),
             ("stack", ", ".join(map(layer_label, self.stack.layers)) or "none: the bare base model"),
+            *((("task", self.task),) if self.task != TASK else ()),
             ("combination", str(self.rule)),
             ("tokenizer", str(self.tokenizer) if self.tokenizer else "the base's"),
             ("device", self.device),
@@ -80,6 +85,7 @@ class LoadPlan(Plan):
         return Plan.to_data(self) | {
             "base": self.base.ref.id,
             "stack": [layer_data(layer) for layer in self.stack.layers],
+            "task": self.task,
             **self.rule.to_data(),
             "tokenizer": str(self.tokenizer) if self.tokenizer else None,
             "device": self.device,
@@ -94,9 +100,10 @@ class Loaded:
 
     The stack is folded into the model's weights, so it is a plain transformers model of the base's class; a trained
     prompt has no place there, and is PEFT's model over it. It is in eval mode and its weights take no gradient.
-    stack: what was folded in. base: where the base came from. rule: how the adapters became one. truncation: what that
-    lost by a limit of the rank; None where nothing was cut. quantization: how the base's linear weights are packed,
-    beside which the stack stands as one LoRA (of other methods, as PEFT's model); None where they are not.
+    task: whose class of models it is. labels: what a classifier's head tells apart. stack: what was folded in. base:
+    where the base came from. rule: how the adapters became one. truncation: what that lost by a limit of the rank; None
+    where nothing was cut. quantization: how the base's linear weights are packed, beside which the stack stands as one
+    LoRA (of other methods, as PEFT's model); None where they are not.
     """
 
     model: PreTrainedModel
@@ -105,6 +112,8 @@ class Loaded:
     base: BaseRecord
     device: str
     dtype: str
+    task: str = TASK
+    labels: tuple[str, ...] = ()
     rule: Rule = field(default_factory=lambda: rule_of(DEFAULT_COMBINATION))
     truncation: Truncation | None = None
     quantization: Quantization | None = None
@@ -162,11 +171,13 @@ def plan_load(
     quantization: Quantization | None = None,
     settings: Settings | None = None,
     cwd: Path | None = None,
+    tasks: Sequence[str] = (TASK,),
 ) -> LoadPlan:
     """Find a stack's packages and its base model, and check that they are whole and belong together; no torch.
 
     Without a stack: the project's `default` stack, else its only adapter, else the bare base model, which is also what
     an empty one (`""`) asks for. Without a combination: that of the stack; a parameter given here goes before its.
+    tasks: those that the caller knows what to do with; a bare base does the one of its kind.
 
     Raises:
         UsageError: a word names nothing, nothing says which base model, or the combination cannot be made so.
@@ -185,7 +196,8 @@ def plan_load(
     wanted = _base_id(base, resolved, environment, store)
     record = store.get(wanted, revision=_revision_of(wanted, resolved, environment))
     bits = packed_bits(record, quantization)
-    _refuse_unfit(record, resolved, rule, bits)
+    _refuse_unfit(record, resolved, rule, bits, tasks)
+    task = task_of(record, resolved, tasks)
     warnings = tuple(text for layer in resolved.layers for text in _judge(layer, record))
     return LoadPlan(
         verb="load",
@@ -193,6 +205,8 @@ def plan_load(
         warnings=warnings,
         base=record,
         stack=resolved,
+        task=task,
+        labels=head_labels(resolved, task),
         rule=rule,
         tokenizer=_tokenizer_of(record, resolved),
         chosen=None if stack is not None else _choice(environment, resolved, record),
@@ -273,15 +287,15 @@ def _is_folded(layer: ActiveLayer) -> bool:
     return method is None or method.foldable
 
 
-def _refuse_unfit(record: BaseRecord, resolved: ResolvedStack, rule: Rule, bits: int | None) -> None:
+def _refuse_unfit(
+    record: BaseRecord, resolved: ResolvedStack, rule: Rule, bits: int | None, tasks: Sequence[str]
+) -> None:
     """Refuse what cannot be loaded, all of it at once; bits: of packed weights, None where they are plain."""
-    faults = _other_methods(resolved, rule)
+    faults = _other_methods(resolved, rule) + task_faults(resolved, tasks)
     for layer in resolved.layers:
         manifest = layer.package.manifest
         if manifest.kind != "adapter":
             faults.append(f"{layer.word}: is a package of kind {manifest.kind!r}, name its adapters instead")
-        elif manifest.task not in (None, TASK):
-            faults.append(f"{layer.word}: was trained for {manifest.task}; text is generated by {TASK}")
         elif bits is not None and manifest.method and (fault := why_not_over(bits, manifest.method, {})):
             faults.append(f"{layer.word}: {fault[1]}")
     if resolved.layers and (library := quantized_by(record)) not in (None, "bitsandbytes"):
@@ -396,6 +410,8 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
             dtype=plan.dtype,
             threads=plan.threads,
             quantization=plan.quantization,
+            task=plan.task,
+            labels=plan.labels,
         )
     if loaded.truncation is not None:
         progress.note(truncation_note(plan.rule, loaded.truncation))
@@ -406,6 +422,8 @@ def load_planned(plan: LoadPlan, *, progress: Progress = SILENT) -> Loaded:
         base=plan.base,
         device=str(loaded.device),
         dtype=str(loaded.dtype).removeprefix("torch."),
+        task=plan.task,
+        labels=plan.labels,
         rule=plan.rule,
         truncation=loaded.truncation,
         quantization=loaded.quantization,
@@ -462,6 +480,7 @@ def load(
         quantization=quantization,
         settings=settings,
         cwd=cwd,
+        tasks=tuple(TASKS),
     )
     for warning in plan.warnings:
         progress.note(warning)

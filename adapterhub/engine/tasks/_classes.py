@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # As transformers' PreTrainedTokenizerBase.model_max_length where a tokenizer names no limit.
-_NO_LIMIT = 1 << 24
+NO_LIMIT = 1 << 24
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _OUTSIDE = "O"
 
@@ -68,7 +68,7 @@ def tokenized(
     second = {} if pairs is None else {"text_pair": list(pairs)}
     whole = tokenizer(list(texts), **second, **options, truncation=False)
     cut = [len(ids) > max_length for ids in whole["input_ids"]]
-    if not any(cut) or max_length > _NO_LIMIT:
+    if not any(cut) or max_length > NO_LIMIT:
         return whole, [False] * len(cut)
     rule = "longest_first" if pairs is not None else True
     return tokenizer(list(texts), **second, **options, truncation=rule, max_length=max_length), cut

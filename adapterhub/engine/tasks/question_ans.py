@@ -64,7 +64,7 @@ class QuestionAnswering:
         What is learned is the first of a row's answers that is wholly in a window. Nothing is cut.
         """
         told = [row for row in rows if isinstance(row, AnswerRow)]
-        length = min(max_length, 1 << 24)
+        length = min(max_length, classes.NO_LIMIT)
         items = []
         for window in windows_of(tokenizer, [r.prompt for r in told], [r.text for r in told], max_length=length):
             row = told[window.row]
