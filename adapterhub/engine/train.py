@@ -277,15 +277,12 @@ class Training:
             self.stopped = self.selection.has_enough
         if self.stopped and watch.has_unlogged:
             loggers.log(watch.step, epoch, _told(watch.line(epoch, rate, norm)))
-        ends = last or self.stopped
-        if best if spec.save_strategy == "best" else self._is_due(spec.save_strategy, spec.save_steps) or ends:
+        if best if spec.save_strategy == "best" else self._is_due(spec.save_strategy, spec.save_steps) or self.stopped:
             self._save()
 
     def _is_due(self, strategy: str, every: int) -> bool:
-        step = self.watch.step
-        if strategy == "epoch":
-            return step % self.rows.per_epoch == 0 or step == self.total
-        return strategy == "steps" and step % every == 0
+        every = self.rows.per_epoch if strategy == "epoch" else every
+        return strategy in ("steps", "epoch") and (self.watch.step % every == 0 or self.watch.step == self.total)
 
     def _measure(self) -> dict[str, float]:
         """Return the loss of the held-out rows, and what else the task measures of them."""
