@@ -139,7 +139,6 @@ class Predictor:
                     question="",
                     input_ids=window.input_ids,
                     labels=(IGNORED,) * len(window.input_ids),
-                    token_type_ids=window.token_type_ids,
                 )
                 for window in chunk
             ]

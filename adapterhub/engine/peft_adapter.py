@@ -14,6 +14,7 @@ from adapterhub.catalog.hyperparameters import BOOKKEEPING
 from adapterhub.catalog.methods import Method, method_of_config
 from adapterhub.catalog.own_methods import OWN_TYPES
 from adapterhub.catalog.packed_bases import why_not_over
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.engine.adapters import first_line
 from adapterhub.engine.base import without_future_warnings
 from adapterhub.engine.quantized import bits_of
@@ -155,6 +156,8 @@ def _config(package: Package, method: Method, modules: Sequence[str], task: str)
     for key, value in package.config.items():
         if key in taken and key in defaults and key not in _NOT_READ:
             given[key] = thaw(value)
+        elif key == "modules_to_save" and isinstance(value, tuple) and set(value) <= set(TASKS[task].head_modules):
+            continue  # the head, which PEFT's class for the task adds
         elif key == "target_modules" and not method.targets:
             continue  # which PEFT finds itself, and are to be those of this base
         elif key not in BOOKKEEPING and key not in _NOT_READ and not _says_nothing(key, value, defaults):

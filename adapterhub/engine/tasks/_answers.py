@@ -28,13 +28,16 @@ _LEAST_ROOM = 8
 class Window:
     """One stretch of a text with its question before it.
 
+    Which of its tokens are the question's is not told the model: PEFT's model for this task takes token_type_ids and
+    leaves them out (peft 0.21.2, PeftModelForQuestionAnswering.forward), and a model that is given them where it was
+    trained without answers otherwise.
+
     row: the row's index. null: the token that stands for no answer. text: by token, the characters of the text that it
     stands for; None for tokens of the question and marks.
     """
 
     row: int
     input_ids: tuple[int, ...]
-    token_type_ids: tuple[int, ...]
     null: int
     text: tuple[tuple[int, int] | None, ...]
 
@@ -113,7 +116,6 @@ def windows_of(
 
 def _read_windows(encoding: Any, rows: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[Window]:
     found = []
-    kinds = encoding.get("token_type_ids")
     for index, (ids, row) in enumerate(zip(encoding["input_ids"], encoding["overflow_to_sample_mapping"], strict=True)):
         sides = encoding.sequence_ids(index)
         places = encoding["offset_mapping"][index]
@@ -121,7 +123,6 @@ def _read_windows(encoding: Any, rows: Sequence[int], tokenizer: PreTrainedToken
             Window(
                 row=rows[row],
                 input_ids=tuple(ids),
-                token_type_ids=tuple(kinds[index]) if kinds else (),
                 null=ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0,
                 text=tuple(
                     (low, high) if side == 1 and high > low else None

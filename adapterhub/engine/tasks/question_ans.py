@@ -77,7 +77,6 @@ class QuestionAnswering:
                     input_ids=window.input_ids,
                     # Of a row's own tokens none is learned; what counts rows and batches looks for one.
                     labels=(IGNORED,) * (len(window.input_ids) - 1) + (0,),
-                    token_type_ids=window.token_type_ids,
                     window=window,
                     context=row.text,
                     answers=tuple(answer.text for answer in row.answers),
