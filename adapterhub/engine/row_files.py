@@ -1,4 +1,6 @@
-"""The records of a file of rows, as JSONL, JSON, CSV, TSV, Parquet or text: each with its place, or with its fault."""
+"""The records of a file of rows, as JSONL, JSON, CSV, TSV, Parquet or text, or of a data set: each with its place, or
+with its fault.
+"""
 
 from __future__ import annotations
 
@@ -63,16 +65,23 @@ class Contents(NamedTuple):
 def read_records(folder: Path, source: SourceSpec, state: hashlib._Hash) -> Iterator[Record]:
     """Read the records of one file in order; `state` has taken all of its bytes when the last one was read.
 
+    Of a data set it has taken its records (`read_dataset`, which tells what that raises, too).
+
     Raises:
         UnsatisfiedError: the file is not there, or what reads it is not installed. InvalidFileError: it is too large.
         UsageError: it is a folder. LocalIOError: it cannot be read.
     """
+    if source.dataset is not None:
+        from adapterhub.engine.dataset_files import read_dataset
+
+        yield from (Record(place, data) for place, data in read_dataset(folder, source, state))
+        return
     path = folder / source.path
     if path.is_dir():
         raise UsageError(
-            "is a folder, which is not read yet",
+            "is a folder, and path names a file",
             where=str(path),
-            hint="name its files; a folder of the datasets library is saved as JSONL by its Dataset.to_json",
+            hint=f"dataset: ./{source.path} reads Parquet files or what save_to_disk wrote; else name its files",
         )
     if not path.is_file():
         raise UnsatisfiedError("no such file of rows", where=str(path))

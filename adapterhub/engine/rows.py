@@ -204,8 +204,8 @@ def _read_file(folder: Path, source: SourceSpec, spec: DataSpec, task: str, faul
             for fault in outcome:
                 faults.add(f"{place}: {fault}")
     if not rows and faults.count == found:
-        faults.add(f"{source.path}: holds no rows")
-    return RowFile(name=source.path, digest=Digest(state.hexdigest()), rows=tuple(rows), weight=source.weight)
+        faults.add(f"{source.title}: holds no rows")
+    return RowFile(name=source.source_name, digest=Digest(state.hexdigest()), rows=tuple(rows), weight=source.weight)
 
 
 def read_row(

@@ -101,7 +101,7 @@ def _same_reading(recipe: Recipe, where: Path | None, path: Path) -> SourceSpec:
     """
     spec = recipe.data
     ways = {
-        json.dumps(replace(source, path="", type=None, weight=1.0).to_data(), sort_keys=True): source
+        json.dumps(_way(source, "").to_data(), sort_keys=True): source
         for source in (*spec.sources(spec.train), *spec.sources(spec.eval))
     }
     if len(ways) > 1:
@@ -110,7 +110,12 @@ def _same_reading(recipe: Recipe, where: Path | None, path: Path) -> SourceSpec:
             where=str(where),
             hint=f"adapt eval {where} measures on the rows that it holds out",
         )
-    return replace(next(iter(ways.values())), path=path.name, type=None, weight=1.0)
+    return _way(next(iter(ways.values())), path.name)
+
+
+def _way(source: SourceSpec, path: str) -> SourceSpec:
+    """Return how a source is read, for another file."""
+    return replace(source, path=path, dataset=None, name=None, split=None, revision=None, type=None, weight=1.0)
 
 
 def _held_out(path: Path, slice_by: str | None, limit: int | None) -> EvalRows:
@@ -195,7 +200,7 @@ def _values(folder: Path, sources: Sequence[SourceSpec], files: Sequence[RowFile
                 faults.append(f"{place}: {column}: expected text or a number, found {kind_of(value)}")
                 values.append("")
         if Digest(state.hexdigest()) != file.digest or len(values) - before != len(file.rows):
-            raise LocalIOError("changed while it was read", where=str(folder / source.path), hint="run it again")
+            raise LocalIOError("changed while it was read", where=source.title, hint="run it again")
     if faults:
         more = (f"… and {len(faults) - _SHOWN} more",) if len(faults) > _SHOWN else ()
         raise InvalidFileError(

@@ -1,4 +1,4 @@
-"""The `data` part of a recipe: which files hold the rows, what a row looks like, and which tokens are learned."""
+"""The `data` part of a recipe: which files or data sets hold the rows, what a row looks like, what is learned."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TypedDict
 
+from adapterhub.spec._dataset import DATASET_KEYS, DEFAULT_SPLIT, FILE_KEYS, read_dataset_keys
 from adapterhub.spec._decode import Reader, kind_of, repeated, suggest
 from adapterhub.spec.digest import check_relative_path
 
@@ -110,14 +111,20 @@ def template_columns(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceSpec:
-    """One file of rows; what is None is taken from the `data` part, or from the file's name.
+    """One file of rows, or one part of a data set; what is None is taken from the `data` part, or the file's name.
 
-    path: relative to the recipe. type: of FILE_TYPES. sample_by: what one row of a text file is. weight: how often each
-    row is seen in one pass over the data; a fraction takes that share of them. columns: our word to the file's column.
-    template: texts with {column} by what they become: `text`, or one of TEMPLATE_PARTS.
+    path: relative to the recipe; empty where there is a data set. type: of FILE_TYPES. sample_by: what one row of a
+    text file is. weight: how often each row is seen in one pass over the data; a fraction takes that share of them.
+    columns: our word to the file's column. template: texts with {column} by what they become: `text`, or one of
+    TEMPLATE_PARTS. dataset: `org/name` on the Hub, or `./folder`; name, split, revision: of it, by the datasets
+    library's own words; without a split it is `train`, or what a folder of a single one holds.
     """
 
-    path: str
+    path: str = ""
+    dataset: str | None = None
+    name: str | None = None
+    split: str | None = None
+    revision: str | None = None
     type: str | None = None
     sample_by: str = SAMPLE_BY[0]
     weight: float = 1.0
@@ -131,13 +138,32 @@ class SourceSpec:
         suffix = PurePosixPath(self.path).suffix.lower()
         return self.type or next((name for name, ends in FILE_TYPES.items() if suffix in ends), "jsonl")
 
+    @property
+    def folder(self) -> str | None:
+        """The folder of a data set that lies on this disk, relative to the recipe."""
+        local = self.dataset is not None and self.dataset.startswith("./")
+        return self.dataset[2:] if local and self.dataset else None
+
+    @property
+    def title(self) -> str:
+        """What people call it: the path, or `org/name[train]`, with the data set's configuration as a last part."""
+        if self.dataset is None:
+            return self.path
+        whole = "/".join(part for part in (self.dataset, self.name) if part)
+        split = self.split or ("" if self.folder is not None else DEFAULT_SPLIT)
+        return f"{whole}[{split}]" if split else whole
+
+    @property
+    def source_name(self) -> str:
+        """The title, and which revision where one is told."""
+        return self.title if self.revision is None else f"{self.title}@{self.revision}"
+
     @classmethod
     def read(cls, r: Reader, *, weighted: bool, task: str = "CAUSAL_LM") -> SourceSpec:
         """Read the mapping of one source; `weighted`: it is for training."""
-        if "dataset" in r:
-            r.fault("dataset", "is not read yet: save it as JSONL (Dataset.to_json) and name that file as path")
         value = cls(
-            path=r.parse("path", check_relative_path),
+            path="" if "dataset" in r else r.parse("path", check_relative_path),
+            **read_dataset_keys(r),
             type=r.string("type", choices=FILE_TYPES) if "type" in r else None,
             sample_by=r.string("sample_by", SAMPLE_BY[0], choices=SAMPLE_BY),
             weight=r.number("weight", 1.0, minimum=0.0, maximum=1000.0) if weighted else 1.0,
@@ -147,18 +173,18 @@ class SourceSpec:
             r.fault("weight", "must be above 0; leave the source out to train on none of it")
         if r.clean and "sample_by" in r and value.file_type != "text":
             r.fault("sample_by", f"is for text files; this one is {value.file_type}")
-        r.finish(known=("dataset",))
+        r.finish(known=(*FILE_KEYS, "dataset"))
         return value
 
     def to_data(self) -> str | dict[str, object]:
         """Return plain JSON data; a path where nothing else is said."""
-        data: dict[str, object] = {"path": self.path}
-        for name in ("type", "format"):
+        data: dict[str, object] = {"path": self.path} if self.dataset is None else {}
+        for name in (*DATASET_KEYS, "type", "format"):
             data |= {name: getattr(self, name)} if getattr(self, name) is not None else {}
         data |= {"sample_by": self.sample_by} if self.sample_by != SAMPLE_BY[0] else {}
         data |= {"weight": self.weight} if self.weight != 1.0 else {}
         data |= row_keys_to_data(self)
-        return data if len(data) > 1 else self.path
+        return data if len(data) > 1 or self.dataset is not None else self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +316,7 @@ def _sources_to_data(given: str | tuple[SourceSpec, ...] | None) -> object:
 
 
 def _read_sources(r: Reader, key: str, *, weighted: bool, task: str) -> str | tuple[SourceSpec, ...]:
-    """Read one path, one mapping, or a list of either."""
+    """Read one path, one mapping of a file or a data set, or a list of either."""
     given = r.raw(key)
     if isinstance(given, Mapping):
         return _plainest((SourceSpec.read(r.below(key, given), weighted=weighted, task=task),))
@@ -302,7 +328,7 @@ def _read_sources(r: Reader, key: str, *, weighted: bool, task: str) -> str | tu
         if isinstance(item, Mapping):
             found.append(SourceSpec.read(r.below(place, item), weighted=weighted, task=task))
         elif not isinstance(item, str):
-            r.fault(place, f"expected a file, or a mapping with path, found {kind_of(item)}")
+            r.fault(place, f"expected a file, or a mapping with path or dataset, found {kind_of(item)}")
         else:
             try:
                 found.append(SourceSpec(path=check_relative_path(item)))

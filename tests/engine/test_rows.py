@@ -344,7 +344,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     with pytest.raises(UsageError, match="is a folder") as caught:
         read_row_files(tmp_path, DataSpec(train="set"))
-    assert "to_json" in str(caught.value.hint)
+    assert "dataset: ./set" in str(caught.value.hint)
 
 
 def test_faults_are_listed_up_to_a_bound(tmp_path: Path) -> None:

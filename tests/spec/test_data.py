@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from adapterhub.documents import parse_yaml
 from adapterhub.errors import InvalidFileError
 from adapterhub.schemas import check
+from adapterhub.spec._decode import Faults, Reader
 from adapterhub.spec.data import DataSpec, SourceSpec, template_columns, template_parts
 from adapterhub.spec.recipe import Recipe
 
@@ -56,6 +57,21 @@ def test_a_source_takes_what_it_does_not_say() -> None:
     assert (c.format, c.template, c.columns) == ("auto", {"text": "{y}"}, {})
 
 
+def test_a_data_set_is_named_by_the_words_of_its_library() -> None:
+    whole = {"dataset": "org/name", "name": "de", "split": "train[:10%]", "revision": "v1.0", "weight": 2.0}
+    spec = spec_of(train=[whole, {"dataset": "./set/"}], eval={"dataset": "org/name", "split": "test"})
+    hub, folder = spec.sources(spec.train)
+    assert (hub.path, hub.dataset, hub.name, hub.split, hub.revision) == ("", "org/name", "de", "train[:10%]", "v1.0")
+    assert (hub.title, hub.source_name) == ("org/name/de[train[:10%]]", "org/name/de[train[:10%]]@v1.0")
+    assert (folder.dataset, folder.folder, folder.title) == ("./set", "set", "./set")
+    assert spec.sources(spec.eval)[0].title == "org/name[test]"
+    assert SourceSpec(dataset="org/name").title == "org/name[train]"
+    assert spec.to_data()["train"] == [whole, {"dataset": "./set"}]
+    assert DataSpec.read(Reader(spec.to_data(), Faults(where=""))) == spec
+    # Null is nothing said, as elsewhere.
+    assert spec_of(train={"dataset": "org/name", "split": None}).train == (SourceSpec(dataset="org/name"),)
+
+
 def test_one_source_may_stand_alone() -> None:
     assert spec_of(train={"path": "a.csv"}).train == spec_of(train=["a.csv"]).train == "a.csv"
     assert spec_of(train="a.csv", eval={"path": "b.csv", "type": "text"}).eval == (
@@ -76,7 +92,21 @@ REFUSED: tuple[tuple[dict[str, Any], str, bool], ...] = (
     ({"train": {"path": "a", "weight": -1}}, "weight: must be at least 0", True),
     ({"train": "a", "eval": {"path": "b", "weight": 2}}, "eval.weight: unknown key", True),
     ({"train": {"path": "a.csv", "sample_by": "line"}}, "is for text files; this one is csv", False),
-    ({"train": {"dataset": "org/name"}}, "dataset: is not read yet", True),
+    ({"train": {"dataset": "glue"}}, "is no data set: org/name on the Hub", True),
+    ({"train": {"dataset": "org/name/x"}}, "the name of a data set", True),
+    ({"train": {"dataset": "../set"}}, "the owner of a data set", True),
+    ({"train": {"dataset": "./a/../b"}}, "segment", True),
+    ({"train": {"dataset": "./"}}, "a file path is empty", True),
+    ({"train": {"dataset": "org/name", "path": "a"}}, "path: is for a file", True),
+    ({"train": {"dataset": "org/name", "type": "csv"}}, "type: is for a file", True),
+    ({"train": {"dataset": "org/name", "split": "train[1:2:3]"}}, "a split such as", True),
+    ({"train": {"dataset": "org/name", "revision": "-x"}}, "a branch, tag or commit", True),
+    ({"train": {"dataset": "org/name", "splt": "x"}}, "did you mean 'split'", True),
+    ({"train": {"dataset": "./set", "name": "x"}}, "name: is for a data set on the Hub", True),
+    ({"train": {"dataset": "./set", "revision": "x"}}, "revision: is for a data set on the Hub", True),
+    ({"train": {"dataset": "./set", "split": "train[:9]"}}, "of a folder is a name alone", True),
+    ({"train": {"path": "a", "split": "x"}}, "split: is for a data set", True),
+    ({"train": "a", "eval": {"dataset": "org/name", "weight": 2}}, "eval.weight: unknown key", True),
     ({"train": {"path": "a", "pth": "b"}}, "did you mean 'path'", True),
     ({"train": "a", "eval": ["b"], "eval_split": 0.1}, "eval_split: is for when", True),
     ({"train": "a", "eval": "b", "split_seed": 1}, "split_seed: is for when", True),
