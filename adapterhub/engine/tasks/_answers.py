@@ -73,7 +73,7 @@ def windows_of(
 
     Raises:
         IncompatibleError: the tokenizer does not tell which characters a token stands for.
-        BuildError: a question leaves no room for its text; `details` names the rows by their index.
+        BuildError: a question leaves no room for its text; `where` begins as it does.
     """
     if not tokenizer.is_fast:
         raise IncompatibleError(
