@@ -36,9 +36,11 @@ def local_device(name: str | None) -> str | None:
     """Return the device of this process, where several on one machine were told the same: `cuda` becomes `cuda:1`."""
     if processes() == 1 or name not in (None, "auto", "cuda"):
         return name
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number == 0:
+        return name
     import torch
 
-    number = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available() and number < torch.cuda.device_count():
         return f"cuda:{number}"
     if name == "cuda" or torch.cuda.is_available():

@@ -15,10 +15,12 @@ _SIGNALS = tuple(
 class Endings:
     """For the length of a `with` block, remembers a signal that asks the process to end instead of ending it.
 
-    A signal that is ignored stays so; a thread that may set no handlers sets none.
+    A signal that is ignored stays so; a thread that may set no handlers sets none. patient: a second signal is no order
+    to end at once, as where a launcher of processes hands on what the terminal has told them already.
     """
 
-    def __init__(self, *, active: bool) -> None:
+    def __init__(self, *, active: bool, patient: bool = False) -> None:
+        self._patient = patient
         self._active = active and threading.current_thread() is threading.main_thread()
         self._previous: dict[int, Any] = {}
         self.asked: int | None = None
@@ -40,7 +42,7 @@ class Endings:
 
     def _take(self, number: int, _: FrameType | None) -> None:
         # Nothing is printed here: the interrupted code may hold the lock of what prints.
-        if self.asked is not None:
+        if self.asked is not None and not self._patient:
             self.end(number)
         self.asked = number
 

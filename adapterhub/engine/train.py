@@ -91,7 +91,8 @@ def train(
     """Train a model's adapter in place, writing a line of JSON to `log` every `logging_steps` steps.
 
     task: whose losses are lowered; CAUSAL_LM by default. checkpoints: a folder; the training goes on from the newest
-    one in it that verifies and whose training was `identity`, and keeps what `save_strategy` says there. Asked to end
+    one in it that verifies and whose training was `identity`, and keeps what `save_strategy` says there; of several
+    processes the first one's folder counts, which all have to see. Asked to end
     by SIGINT or SIGTERM it then saves after the step, and ends as the signal would have ended it.
 
     Raises:
@@ -115,9 +116,9 @@ def train(
         training.held_out, training.progress = held_out, progress
         if checkpoints is not None and spec.save_strategy != "no":
             # Random states are kept a process: another number of them is another training.
-            whose = f"{identity} processes={group.processes}"
-            training.checkpoints = Checkpoints(folder=checkpoints, identity=whose, keep=spec.save_total_limit)
-        with Endings(active=training.checkpoints is not None) as endings:
+            place, whose = group.tell((str(checkpoints), f"{identity} processes={group.processes}"))
+            training.checkpoints = Checkpoints(folder=Path(place), identity=whose, keep=spec.save_total_limit)
+        with Endings(active=training.checkpoints is not None, patient=group.processes > 1) as endings:
             training.run(endings)
         group.close()
         return training.result()

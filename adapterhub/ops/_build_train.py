@@ -45,6 +45,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
     from adapterhub.engine import adapters, evaluate
     from adapterhub.engine.base import load_base
     from adapterhub.engine.data import pad_id
+    from adapterhub.engine.distributed import rank
     from adapterhub.engine.optimize import refuse_unready
     from adapterhub.engine.tasks import task_engine
     from adapterhub.engine.train import HeldOut, train
@@ -78,6 +79,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
             task=task,
         )
 
+    measured = measured and rank() == 0  # the first of several processes measures
     # Before there is an adapter: some begin by changing the base.
     before = measure(base.model, "held-out rows, bare base") if measured and task.own_head else None
     model = adapters.attach(
