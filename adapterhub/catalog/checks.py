@@ -356,20 +356,25 @@ _DEEP = (
         "One NaN makes every answer NaN.",
         _REBUILD,
     ),
-    _warning("ADP402", "B is not all zero", "An adapter whose B is zero changes nothing.", _REBUILD),
+    _warning(
+        "ADP402",
+        "the weights change something",
+        "An adapter whose B is zero, or whose factors are all one, was never trained and changes nothing.",
+        _REBUILD,
+    ),
     _error(
         "ADP403",
         _UNFIT,
         "fused and replicated modules are met",
         "Fused experts, replicated layers and LoRA on bare parameters exist only in the built model, not in the files.",
-        "load it with PEFT and compare",
+        "adapt validate PACKAGE --meta",
     ),
     _error(
         "ADP404",
         _UNFIT,
         "weights of other methods fit",
-        "Only LoRA's weights are known by name and shape so far.",
-        "load it with PEFT and compare",
+        "Headers tell the names and shapes of LoRA's weights and our own methods'; those of others, the built model.",
+        "adapt validate PACKAGE --meta",
     ),
 )
 

@@ -14,7 +14,7 @@ from adapterhub.fingerprints import Verdict, compare, differing_parts
 from adapterhub.ops._base_view import OPTIONAL_MODULES, BaseFiles, BaseView, read_base_files
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._check_own import OwnWeights, check_own_fit, check_own_weights, skip_own_fit
-from adapterhub.ops._check_weights import LoraWeights, check_head, is_parameter
+from adapterhub.ops._check_weights import META_HINT, LoraWeights, check_head, is_parameter
 from adapterhub.ops._checklist import Checklist, count, some
 from adapterhub.package import base_of_config, regular_file
 from adapterhub.spec.base_model import BaseModelRef
@@ -140,7 +140,8 @@ def _check_fit(contents: Contents, lora: LoraSpec, weights: LoraWeights, files: 
     if view.quantized:
         for code in _FIT:
             if code != "ADP309":
-                log.skip(code, WEIGHTS_FILE, "the base is stored quantized, so its headers do not tell shapes")
+                reason = "the base is stored quantized, so its headers do not tell shapes"
+                log.skip(code, WEIGHTS_FILE, reason, hint=META_HINT if code == "ADP301" else None)
         return
     if _meets(weights, view, log):
         _check_modules(lora, weights, view, log)
@@ -235,7 +236,7 @@ def _check_leftover(weights: LoraWeights, view: BaseView, log: Checklist) -> Non
     leftover = [name for name in weights.factors if name not in view.modules]
     experts = [name for name in leftover if "experts" in name.split(".")]
     if experts and (view.experts or not view.known):
-        log.skip("ADP403", WEIGHTS_FILE, f"the built model fuses experts: {some(experts)}")
+        log.skip("ADP403", WEIGHTS_FILE, f"the built model fuses experts: {some(experts)}", hint=META_HINT)
         leftover = [name for name in leftover if name not in experts]
     if leftover:
         counts = f"{len(leftover)} of {count(len(weights.factors), 'module')}"

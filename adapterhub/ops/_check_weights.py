@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from adapterhub.catalog.methods import method_of_config
 from adapterhub.catalog.own_methods import OWN_TYPES
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.ops._check_config import Contents
@@ -15,6 +16,7 @@ from adapterhub.spec.manifest import CONFIG_FILE, WEIGHTS_FILE
 from adapterhub.weights import Header, TensorInfo
 
 PREFIX = "base_model.model."
+META_HINT = "adapt validate PACKAGE --meta"
 _UNREAD = "the weights were not read (--deep reads them)"
 _PARTS: Mapping[str, str] = MappingProxyType(
     {
@@ -48,13 +50,13 @@ def check_weights(contents: Contents, log: Checklist) -> LoraWeights | None:
     if contents.header is None or contents.config is None:
         return None
     log.skip("ADP401", WEIGHTS_FILE, _UNREAD)
-    if contents.config.get("peft_type") == "LORA":
+    if method_of_config(contents.config) is not None:
         log.skip("ADP402", WEIGHTS_FILE, _UNREAD)
     if contents.lora is None:
         # LoRA's that is broken, and those of _check_own.py, are not left out here.
         looked_at = contents.config.get("peft_type") in ("LORA", *OWN_TYPES)
         if not looked_at and not log.found("ADP102") and not log.found("ADP103"):
-            log.skip("ADP404", WEIGHTS_FILE, f"{contents.config.get('peft_type')} is not LoRA")
+            log.skip("ADP404", WEIGHTS_FILE, f"{contents.config.get('peft_type')} is not LoRA", hint=META_HINT)
         return None
     weights = _sort(contents.header, contents.lora, log)
     _check_dtypes(contents.header, log)
@@ -188,7 +190,7 @@ def _check_special(lora: LoraSpec, log: Checklist) -> None:
     if lora.variants:
         reasons.append(f"{' and '.join(lora.variants)} changes the layers")
     if reasons:
-        log.skip("ADP403", CONFIG_FILE, "; ".join(reasons))
+        log.skip("ADP403", CONFIG_FILE, "; ".join(reasons), hint=META_HINT)
     else:
         log.look("ADP403")
 

@@ -58,6 +58,15 @@ class Checklist:
                 )
             )
 
+    def retract(self, *codes: str, faults: bool = True) -> None:
+        """Take back what was left open under some codes, and the faults too where a better look has been had."""
+        self.look(*codes)
+        self.findings = [
+            finding
+            for finding in self.findings
+            if finding.code not in codes or not (faults or finding.severity is Severity.NOT_CHECKED)
+        ]
+
     def found(self, code: str) -> bool:
         """Say whether a check found a fault."""
         return any(f.code == code and f.severity is not Severity.NOT_CHECKED for f in self.findings)

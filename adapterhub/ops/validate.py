@@ -27,6 +27,7 @@ def validate(
     *,
     base: str | None = None,
     deep: bool = False,
+    meta: bool = False,
     settings: Settings | None = None,
     cwd: Path | None = None,
 ) -> Report:
@@ -35,7 +36,9 @@ def validate(
     A single document (a recipe, adapters.yaml, adapters.lock, a manifest) is checked against its format.
 
     base: the id of a base in the base store; by default the one that the package names, where it is there. deep: read
-    every weight too, for what headers cannot tell. What could not be answered is reported as not checked.
+    every weight too, for what headers cannot tell. meta: build the base without its weights and put the adapter on it
+    as PEFT would (imports torch), for what only a built model can tell. What could not be answered is reported as not
+    checked.
 
     Raises:
         UnsatisfiedError: there is no such package, or no such base in the store. UsageError: the word names nothing.
@@ -46,14 +49,21 @@ def validate(
         return check_document(document, subject=str(package))
     folder = find_folder(package, settings=settings, cwd=cwd)
     record = BaseStore(settings).get(base) if base is not None else None
-    report = check_package(folder, base=record, settings=settings, subject=str(package))
+    report = check_package(folder, base=record, meta=meta, settings=settings, subject=str(package))
     return with_values(report, folder) if deep and values_open(report) else report
 
 
 def check_package(
-    folder: Path, *, base: BaseRecord | None = None, settings: Settings | None = None, subject: str | None = None
+    folder: Path,
+    *,
+    base: BaseRecord | None = None,
+    meta: bool = False,
+    settings: Settings | None = None,
+    subject: str | None = None,
 ) -> Report:
     """Check a package folder against a base; without one, against the base it names, where that is in the store.
+
+    meta: on a model of shapes too, which imports torch.
 
     Raises:
         UnsatisfiedError: the folder is no package.
@@ -67,6 +77,10 @@ def check_package(
     if contents.manifest is None or contents.manifest.kind == "adapter":
         known = base if base is not None else _own_base(contents, settings)
         check_base(contents, weights, known, log)
+        if meta:
+            from adapterhub.ops._check_meta import check_meta
+
+            check_meta(contents, known, log)
     return log.report(subject if subject is not None else str(folder))
 
 
