@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.catalog.families import positions_before_text
 from adapterhub.engine.data import IGNORED, Example, pad_id
 from adapterhub.engine.generate import Prompt, encode_prompt, generate, trained_prompt
 from adapterhub.engine.loss import autocast
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 BATCH = 16
 # Words as corpora part them: marks stand alone, but for those within a word or a number (e-mail, O'Brien, 20.5).
 _WORD = re.compile(r"\w+(?:['’.,/-]\w+)*|[^\w\s]")
-# Architectures that count positions from behind the id of their padding.
-_COUNT_FROM_PADDING = ("camembert", "data2vec-text", "esm", "longformer", "luke", "mpnet", "roberta", "xlm-roberta")
 _NO_ROWS = DataSpec(train="-")
 
 
@@ -201,6 +200,6 @@ def text_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int
     config = model.config.get_text_config()
     limits = [classes.NO_LIMIT, int(min(tokenizer.model_max_length, classes.NO_LIMIT))]
     if (positions := getattr(config, "max_position_embeddings", None)) is not None:
-        behind = config.model_type in _COUNT_FROM_PADDING and config.pad_token_id is not None
-        limits.append(positions - (config.pad_token_id + 1 if behind else 0) - trained_prompt(model))
+        before = positions_before_text(config.model_type, getattr(config, "pad_token_id", None))
+        limits.append(positions - before - trained_prompt(model))
     return min(limits)

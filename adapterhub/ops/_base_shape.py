@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from adapterhub.bases import count_parameters
-from adapterhub.catalog.families import Family, family_of
+from adapterhub.catalog.families import Family, family_of, positions_before_text
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.documents import read_json
 from adapterhub.ops._fused_experts import fused_parameters
@@ -233,7 +233,7 @@ def base_shape(
             "encoder_attention_heads",
         ),
         vocabulary=_number(config, "vocab_size"),
-        context=_number(config, "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len") or None,
+        context=_context(config, model_type),
         experts=any(_EXPERTS.search(name) for name in tensors),
         fused=fused_parameters(named, family),
     )
@@ -267,6 +267,12 @@ def _modules_of_task(
         # The head is the input embedding, stored once; the model has a module for it all the same.
         found[family.head] = embedding
     return found
+
+
+def _context(config: Mapping[str, object], model_type: str | None) -> int | None:
+    """Return the longest text that a config allows; None where it does not say."""
+    positions = _number(config, "max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+    return positions - positions_before_text(model_type, config.get("pad_token_id")) if positions else None
 
 
 def layer_index(module: str) -> int | None:

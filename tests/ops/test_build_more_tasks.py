@@ -13,7 +13,10 @@ import pytest
 
 from adapterhub.bases import BaseStore, read_base
 from adapterhub.documents import read_manifest
-from adapterhub.ops.build import BuildResult, build
+from adapterhub.errors import IncompatibleError
+from adapterhub.ops._base_shape import base_shape
+from adapterhub.ops.build import BuildResult, build, plan_build
+from adapterhub.ops.data import inspect_data
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.report import Severity
@@ -199,3 +202,26 @@ def test_plain_peft_measures_the_same_in_a_fresh_process(
     for ((task, _), result), value in zip(built.items(), json.loads(ran.stdout.splitlines()[-1]), strict=True):
         metrics = read_manifest(result.path).metrics
         assert metrics["eval_mrr" if task == "FEATURE_EXTRACTION" else "eval_loss"] == pytest.approx(value, abs=2e-5)
+
+
+def test_rows_are_shown_with_what_is_learned_of_them(home: Settings, tmp_path: Path) -> None:
+    (row,) = inspect_data(project(tmp_path / "s", "SEQ_2_SEQ_LM", "tiny-t5"), rows=1, settings=home).shown
+    source, target = sequences(1, 0)[0].values()
+    assert row.pieces == ((f"{source} </s> → ", False), (f"{target} </s>", True))
+    shown = inspect_data(project(tmp_path / "q", "QUESTION_ANS", "tiny-bert"), rows=96, settings=home).shown
+    assert {piece for row in shown for piece, learned in row.pieces if learned} == {" rome", "[CLS]"}
+    (row,) = inspect_data(project(tmp_path / "f", "FEATURE_EXTRACTION", "tiny-bert"), rows=1, settings=home).shown
+    anchor, positive = pairs(1, 0)[0].values()
+    assert row.pieces == ((f"[CLS] {anchor} [SEP] ~ ", False), (f"[CLS] {positive} [SEP]", True))
+
+
+def test_vectors_of_an_encoder_with_a_decoder_are_refused(home: Settings, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match="FEATURE_EXTRACTION needs an encoder"):
+        plan_build(project(tmp_path, "FEATURE_EXTRACTION", "tiny-t5"), settings=home)
+
+
+def test_positions_that_no_text_has_are_no_room() -> None:
+    """RoBERTa's first position is behind its padding's id: a text of 514 tokens would have no place in 514."""
+    config = {"max_position_embeddings": 514, "pad_token_id": 1, "hidden_size": 8}
+    assert base_shape(config, {}, "roberta").context == 512
+    assert base_shape(config, {}, "bert").context == 514

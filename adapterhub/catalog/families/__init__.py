@@ -18,11 +18,16 @@ from adapterhub.catalog.families._encoders import ENCODERS
 from adapterhub.catalog.families._experts import EXPERTS
 from adapterhub.catalog.families._family import Family
 
-__all__ = ["ALL_LINEAR", "FAMILIES", "Family", "default_targets", "family_of"]
+__all__ = ["ALL_LINEAR", "FAMILIES", "Family", "default_targets", "family_of", "positions_before_text"]
 
 ALL_LINEAR = "all-linear"
 FAMILIES: tuple[Family, ...] = (*DECODERS, *EXPERTS, *ENCODERS, *ENCODER_DECODERS)
 
+# Architectures whose first position is behind the id of their padding: of 514 positions a text may have 512.
+_COUNT_FROM_PADDING = (
+    *("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet"),
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+)
 _BY_TYPE: Mapping[str, Family] = MappingProxyType(
     {model_type: family for family in FAMILIES for model_type in family.model_types}
 )
@@ -37,3 +42,10 @@ def default_targets(model_type: str | None) -> tuple[str, ...] | str:
     """Return LoRA's default target_modules for a model type; `all-linear` where the family has no row."""
     family = family_of(model_type)
     return ALL_LINEAR if family is None else family.default_targets
+
+
+def positions_before_text(model_type: str | None, pad_token_id: object) -> int:
+    """Return how many of an architecture's positions no text ever has; pad_token_id: as its config says, 1 if not."""
+    if model_type not in _COUNT_FROM_PADDING:
+        return 0
+    return pad_token_id + 1 if isinstance(pad_token_id, int) else 2

@@ -149,8 +149,8 @@ class QuestionAnswering:
         assert isinstance(example, WindowExample)
         ids, start, end = list(example.input_ids), example.start, example.end + 1
         parts = ((tokenizer.decode(ids[:start]), False), (tokenizer.decode(ids[start:end]), True))
-        found = (*parts, (tokenizer.decode(ids[end:]), False))
-        return tuple((f" {text}" if index else text, learned) for index, (text, learned) in enumerate(found) if text)
+        found = [part for part in (*parts, (tokenizer.decode(ids[end:]), False)) if part[0]]
+        return tuple((f" {text}" if index else text, learned) for index, (text, learned) in enumerate(found))
 
     def _answers(self, predictions: Sequence[Any], examples: Sequence[Example]) -> dict[str, str]:
         """Return by row what is said to answer it, by all of its windows."""
