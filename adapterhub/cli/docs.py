@@ -13,6 +13,7 @@ from adapterhub.catalog.families import FAMILIES
 from adapterhub.catalog.licence_checks import LICENCE_CHECKS
 from adapterhub.catalog.method_targets import IA3_MODULES, NORMS
 from adapterhub.catalog.methods import METHODS, Method
+from adapterhub.catalog.own_methods import BASELINE
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console
 from adapterhub.cli.main import PROGRAM, cli
@@ -113,7 +114,12 @@ def _errors_page() -> str:
 def _methods_page() -> str:
     families = [(row.name, _words(row.model_types), _words(row.default_targets)) for row in FAMILIES]
     methods = [
-        (f"`{row.name}`", f"`{row.peft_type}`", f"[{row.title}]({row.paper})", "yes" if row.buildable else "not yet")
+        (
+            f"`{row.name}`",
+            "not PEFT's" if row.peft_type is None else f"`{row.peft_type}`",
+            f"[{row.title}]({row.paper})" if row.paper else row.title,
+            "yes" if row.buildable else "in `adapt compare` alone" if row.group == BASELINE else f"no: {row.why_not}",
+        )
         for row in METHODS.values()
     ]
     tasks = [(f"`{row.name}`", f"`{row.auto_class}`", "yes" if row.buildable else "not yet") for row in TASKS.values()]

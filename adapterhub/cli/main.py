@@ -95,7 +95,7 @@ COMMANDS: tuple[Row, ...] = (
     Row("diff", "adapterhub.cli.diff:command", "Use", "Compare two adapters: facts, settings and weights."),
     Row("tree", "adapterhub.cli.tree:command", "Use", "Show which package brought which."),
     Row("why", "adapterhub.cli.why:command", "Use", "Tell why a package is installed."),
-    Row("run", "adapterhub.cli.run:command", "Use", "Generate text with a stack of adapters."),
+    Row("run", "adapterhub.cli.run:command", "Use", "Use a stack: text, labels, entities, answers, vectors."),
     Row("eval", "adapterhub.cli.eval:command", "Use", "Measure a stack on held-out rows, or gate a new version."),
     Row("merge", "adapterhub.cli.merge:command", "Use", "Merge a stack into its base model, as a full checkpoint."),
     Row("base", "adapterhub.cli.base:command", "Manage", "Manage the base models that adapters are trained on."),
