@@ -21,7 +21,7 @@ from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.stack import Parameters
 from tests.engine import llama_cpp
-from tests.factory import VOCAB, edit_tensors, read_tensors, tiny_llama, tiny_lora
+from tests.factory import VOCAB, edit_tensors, read_tensors, tiny_llama, tiny_lora, write_tensors
 
 KEY = "base_model.model.{}.lora_{}.weight"
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -175,6 +175,56 @@ def test_what_an_engine_cannot_have_is_refused_with_the_reason(tmp_path: Path, s
             assert "adapt merge" in (caught.value.hint or "")
 
 
+def test_whole_modules_and_names_that_the_engine_would_not_find_are_refused(project: Path, settings: Settings) -> None:
+    saved = tiny_lora(project / "saved", project / "base", manifest=False, config={"modules_to_save": ["lm_head"]})
+    head = read_tensors(project / "base")["lm_head.weight"] + 1
+    edit_tensors(
+        saved / "adapter_model.safetensors", lambda t: {**t, "base_model.model.lm_head.weight": head.astype("float32")}
+    )
+    short = tiny_lora(project / "short", project / "base", manifest=False)
+    edit_tensors(
+        short / "adapter_model.safetensors",
+        lambda t: {key.replace("model.model.layers", "model.layers"): value for key, value in t.items()},
+    )
+    for word, reason in (
+        ("saved", "lm_head.weight: is saved whole (modules_to_save)"),
+        ("short", "the base has it as model.layers.0.self_attn.q_proj.weight"),
+    ):
+        with pytest.raises(IncompatibleError, match="cannot have this adapter") as caught:
+            plan_handoff(project / "out", "vllm", stack=f"./{word}", settings=settings)
+        assert any(reason in line for line in caught.value.details), caught.value.details
+
+
+def test_a_lora_like_adapter_is_multiplied_out(project: Path, settings: Settings) -> None:
+    """LoHa: ΔW = α/r·(w1_a·w1_b) ∘ (w2_a·w2_b), https://arxiv.org/abs/2108.06098."""
+    rng, name = np.random.default_rng(5), "model.layers.1.self_attn.q_proj"
+    shapes = {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)}
+    parts = {part: rng.normal(0, 0.3, shape).astype(np.float32) for part, shape in shapes.items()}
+    (project / "loha").mkdir()
+    config = {
+        "peft_type": "LOHA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "tiny-llama",
+        "r": 2,
+        "alpha": 3,
+        "target_modules": ["layers.1.self_attn.q_proj"],
+    }
+    (project / "loha" / "adapter_config.json").write_text(json.dumps(config))
+    write_tensors(
+        project / "loha" / "adapter_model.safetensors",
+        {f"base_model.model.{name}.{part}": value for part, value in parts.items()},
+    )
+    result = handoff(plan_handoff(project / "out", "vllm", stack="./loha", settings=settings))
+    assert (result.plan.adapters[0].own, result.plan.adapters[0].rank) == (4, 8)
+    expected = 1.5 * (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    found = changes(project / "out" / "loha")
+    assert set(found) == {name}
+    np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-6)
+    with pytest.raises(IncompatibleError) as caught:
+        plan_handoff(project / "other", "vllm", stack="./loha,./a", settings=settings)
+    assert any("adapt convert" in line for line in caught.value.details)
+
+
 def test_options_that_mean_nothing_are_refused(project: Path, settings: Settings) -> None:
     def plan(**options: Any) -> None:
         plan_handoff(project / "out", options.pop("engine", "vllm"), stack="./a,./b", settings=settings, **options)
@@ -243,8 +293,8 @@ def test_llama_cpp_agrees_with_the_folded_stack(project: Path, settings: Setting
 
     from adapterhub.ops.load import load
 
-    strong = {"target_modules": (*LINEARS, "lm_head"), "lora_alpha": 64}
-    tiny_lora(project / "c", project / "base", r=4, seed=2, name="c", **strong)
+    every = (*LINEARS, "lm_head")
+    tiny_lora(project / "c", project / "base", r=4, lora_alpha=64, target_modules=every, seed=2, name="c")
     stack = "./c,./b=-3"
     result = handoff(plan_handoff(project / "out", "llama.cpp", stack=stack, name="strong", settings=settings))
     path = project / "out" / "strong.gguf"
