@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,6 +15,8 @@ from adapterhub.weights import TensorInfo, open_checkpoint
 
 # What a checkpoint may hold though the class an adapter was trained with has no such module.
 OPTIONAL_MODULES = frozenset((*HEADS, "pooler"))
+# What a class of a task makes anew where the checkpoint has none (`head` is ModernBERT's).
+MADE = OPTIONAL_MODULES | {"classification_head", "head"}
 _EMBEDDING_NAMES = (
     "embed_in",
     "embed_positions",
@@ -58,6 +60,22 @@ class BaseView:
             if not re.search(r"(position|positions|wpe|token_type_embeddings)$", name):
                 return self.modules[name].shape[0]
         return None
+
+    def under(self, prefix: str) -> BaseView:
+        """Return the base as a class sees it that holds the headless model as one part: `transformer.`."""
+
+        def moved(names: Iterable[str]) -> frozenset[str]:
+            return frozenset(prefix + name for name in names)
+
+        return replace(
+            self,
+            modules=MappingProxyType({prefix + name: info for name, info in self.modules.items()}),
+            parameters=MappingProxyType({prefix + name: info for name, info in self.parameters.items()}),
+            linear=tuple(prefix + name for name in self.linear),
+            embeddings=moved(self.embeddings),
+            head=None,
+            transposed=moved(self.transposed),
+        )
 
     def in_out(self, module: str) -> tuple[int, int]:
         """Return a module's input and output width (of a convolution, its channels)."""

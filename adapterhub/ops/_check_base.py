@@ -11,7 +11,7 @@ from adapterhub.catalog.tasks import TASKS
 from adapterhub.documents import read_json
 from adapterhub.errors import AdapterHubError
 from adapterhub.fingerprints import Verdict, compare, differing_parts
-from adapterhub.ops._base_view import OPTIONAL_MODULES, BaseFiles, BaseView, read_base_files
+from adapterhub.ops._base_view import MADE, OPTIONAL_MODULES, BaseFiles, BaseView, read_base_files
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._check_own import OwnWeights, check_own_fit, check_own_weights, skip_own_fit
 from adapterhub.ops._check_weights import META_HINT, LoraWeights, check_head, is_parameter
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _IDENTITY = ("ADP201", "ADP206", "ADP207")
 _FIT = ("ADP208", "ADP301", "ADP302", "ADP304", "ADP305", "ADP309", "ADP314")
 _TOKENIZER = "tokenizer.json"
+# Tasks whose class holds the headless model as its `transformer` (transformers' modeling_t5.py and those made of it).
+_PARTS_OF = dict.fromkeys(("t5", "mt5", "umt5"), ("SEQ_CLS", "TOKEN_CLS"))
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -144,7 +146,7 @@ def _check_fit(contents: Contents, lora: LoraSpec, weights: LoraWeights, files: 
                 log.skip(code, WEIGHTS_FILE, reason, hint=META_HINT if code == "ADP301" else None)
         return
     if _meets(weights, view, log):
-        _check_modules(lora, weights, view, log)
+        _check_modules(contents, weights, view, log)
         _check_targets(contents, lora, weights, view, log)
     _check_shapes(lora, weights, view, log)
     _check_saved(contents, weights, view, log)
@@ -154,6 +156,8 @@ def _check_fit(contents: Contents, lora: LoraSpec, weights: LoraWeights, files: 
 def _view_for(contents: Contents, weights: LoraWeights, files: BaseFiles) -> BaseView:
     """Return the base by the names of the class that the adapter was trained with; untold, by those that fit better."""
     task = TASKS.get(str((contents.config or {}).get("task_type")))
+    if task is not None and task.name in _PARTS_OF.get(str(files.config.get("model_type")), ()):
+        return files.view(bare=True).under("transformer.")
     if task is not None:
         return files.view(bare=task.bare)
     views = (files.view(bare=False), files.view(bare=True))
@@ -203,12 +207,14 @@ def _prefixes(weights: LoraWeights, view: BaseView) -> tuple[str, str] | None:
     return None
 
 
-def _check_modules(lora: LoraSpec, weights: LoraWeights, view: BaseView, log: Checklist) -> None:
+def _check_modules(contents: Contents, weights: LoraWeights, view: BaseView, log: Checklist) -> None:
+    lora = contents.lora
+    assert lora is not None
     if lora.layer_replication:
         for code in ("ADP301", "ADP302"):
             log.skip(code, CONFIG_FILE, "layer_replication makes layers that the base does not store")
         return
-    _check_leftover(weights, view, log)
+    _check_leftover(weights, view, log, classifies=bool(_new_heads(contents)))
     expected = _expected(lora, weights, view)
     if expected is None:
         log.skip(
@@ -231,9 +237,15 @@ def _check_modules(lora: LoraSpec, weights: LoraWeights, view: BaseView, log: Ch
             log.fault("ADP303", where, f"all-linear does not cover {some(outside)}")
 
 
-def _check_leftover(weights: LoraWeights, view: BaseView, log: Checklist) -> None:
+def _check_leftover(weights: LoraWeights, view: BaseView, log: Checklist, *, classifies: bool = False) -> None:
     log.look("ADP301")
     leftover = [name for name in weights.factors if name not in view.modules]
+    made = [name for name in leftover if classifies and MADE & set(name.split("."))]
+    if made:
+        # PEFT adapts a layer that no file holds: it has other numbers each time it is loaded.
+        hint = "train again with it in modules_to_save, or left out of target_modules"
+        log.fault("ADP308", WEIGHTS_FILE, f"adapts {some(made)}, which was made anew and not saved", hint=hint)
+        leftover = [name for name in leftover if name not in made]
     experts = [name for name in leftover if "experts" in name.split(".")]
     if experts and (view.experts or not view.known):
         log.skip("ADP403", WEIGHTS_FILE, f"the built model fuses experts: {some(experts)}", hint=META_HINT)

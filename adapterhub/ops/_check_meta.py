@@ -9,7 +9,7 @@ from adapterhub.bases import BaseRecord
 from adapterhub.catalog.methods import Method, method_of_config
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.errors import AdapterHubError
-from adapterhub.ops._base_view import OPTIONAL_MODULES
+from adapterhub.ops._base_view import MADE
 from adapterhub.ops._check_base import Missing
 from adapterhub.ops._check_config import Contents
 from adapterhub.ops._check_weights import PREFIX
@@ -128,14 +128,14 @@ def _check_made(contents: Contents, parameters: Iterable[str], base: BaseRecord,
 def _stores(stored: tuple[str, ...], name: str) -> bool:
     """Say whether a checkpoint has a tensor, under the name of this class or of the one that saved it."""
     parts = name.split(".")
-    start = next(index for index, part in enumerate(parts) if part in OPTIONAL_MODULES or index == len(parts) - 1)
+    start = next(index for index, part in enumerate(parts) if part in MADE or index == len(parts) - 1)
     ending = ".".join(parts[start:])
     return any(item == ending or item.endswith(f".{ending}") for item in stored)
 
 
 def _heads(contents: Contents) -> tuple[str, ...]:
     task = TASKS.get(str((contents.config or {}).get("task_type")))
-    return (*task.head_modules, "pooler", "pre_classifier", "classification_head") if task and task.head_modules else ()
+    return (*task.head_modules, *sorted(MADE)) if task and task.head_modules else ()
 
 
 def _is_of(name: str, modules: set[str]) -> bool:

@@ -212,7 +212,8 @@ def check_head(contents: Contents, weights: LoraWeights, stored: frozenset[str] 
     if task is None or not task.head_modules:
         return
     log.look("ADP308")
-    heads = [name for name in weights.saved if _module_in(name, task.head_modules)]
+    # PEFT sees to the first two itself; encoder-decoders call theirs by another name, which a recipe has to save.
+    heads = [name for name in weights.saved if _module_in(name, (*task.head_modules, "classification_head"))]
     words = " or ".join(task.head_modules)
     if not heads and stored is None:
         log.skip("ADP308", WEIGHTS_FILE, f"no head ({words}) was saved, and there is no base here that may bring one")

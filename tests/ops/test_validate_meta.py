@@ -17,6 +17,7 @@ from adapterhub.ops import _check_meta
 from adapterhub.ops.validate import validate
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.report import Severity
+from tests.catalog.family_configs import tiny_config
 from tests.engine.test_methods import CASES
 from tests.engine.tiny import load
 from tests.factory import edit_json, edit_tensors, tiny_gpt2, tiny_llama, tiny_lora, write_tiny_manifest
@@ -185,3 +186,49 @@ def test_numbers_that_nobody_could_count_to_are_not_counted(loaded, base, tmp_pa
     edit_json(folder / CONFIG, depth=10**9)
     report = validate(folder, meta=True, settings=settings)
     assert "depth is 1000000000" in told(report) and "ADP403" in codes(report, Severity.NOT_CHECKED)
+
+
+def test_experts_that_the_built_model_fuses(tmp_path, settings):
+    """PEFT's own adapter of Mixtral's fused experts; headers know the experts one by one."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_config(tiny_config("mixtral", pad_token_id=0)).save_pretrained(tmp_path / "base")
+    add(settings, tmp_path / "base", "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    targets = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj"]}
+    config = LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **targets)
+    get_peft_model(model, config).save_pretrained(tmp_path / "a")
+    assert "ADP403" in codes(validate(tmp_path / "a", base="base", settings=settings), Severity.NOT_CHECKED)
+    report = validate(tmp_path / "a", base="base", meta=True, settings=settings)
+    assert codes(report) <= ALWAYS and set(report.passed) >= FIT, told(report)
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    expert = next(name for name in tensors if "experts" in name)
+    save_file({name: item for name, item in tensors.items() if name != expert}, tmp_path / "a" / WEIGHTS)
+    assert "ADP302" in codes(validate(tmp_path / "a", base="base", meta=True, settings=settings))
+
+
+@pytest.mark.parametrize("kind", ["t5", "deberta-v2", "llama"])
+def test_classifiers_and_what_their_class_makes_anew(kind, tmp_path, settings):
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    config = tiny_config(kind, pad_token_id=0)
+    saver = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModel
+    saver.from_config(config).save_pretrained(tmp_path / "base")
+    add(settings, tmp_path / "base", "base")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    whole = {"t5": ["classification_head"], "deberta-v2": None, "llama": None}[kind]
+    lora = LoraConfig(r=2, init_lora_weights=False, task_type="SEQ_CLS", target_modules="all-linear")
+    lora.modules_to_save = whole
+    if kind == "t5":
+        lora.target_modules = ["q", "v"]
+    get_peft_model(model, lora).save_pretrained(tmp_path / "a")
+    plain = validate(tmp_path / "a", base="base", settings=settings)
+    assert not codes(plain) & {"ADP301", "ADP307", "ADP314"}, told(plain)
+    report = validate(tmp_path / "a", base="base", meta=True, settings=settings)
+    # DeBERTa's pooler stands between body and head; PEFT adapts it, and saves it not.
+    lacking = {"ADP308"} if kind == "deberta-v2" else set()
+    assert codes(report) - ALWAYS == lacking and set(report.passed) >= FIT, told(report)
+    if kind == "deberta-v2":
+        assert "ADP308" in codes(plain)
