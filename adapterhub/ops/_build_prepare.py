@@ -77,6 +77,7 @@ def plan_begun(begun: Begun, *, locked: bool) -> Prepared:
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
     from adapterhub.engine.tasks import task_engine
+    from adapterhub.engine.token_cache import TokenCache
     from adapterhub.engine.train import count_steps
 
     chosen = choose_device(begun.asked.device)
@@ -85,8 +86,11 @@ def plan_begun(begun: Begun, *, locked: bool) -> Prepared:
     length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
     task = task_engine(recipe.task)
     labels, doubted = head_labels(task, recipe, train, held_out, where=where)
-    trained = task.encode(train, tokenizer, recipe.data, max_length=length, labels=labels)
-    measured = task.encode(held_out, tokenizer, recipe.data, max_length=length, labels=labels)
+    cache = TokenCache(folder=settings.cache / "tokens")
+    trained, measured = (
+        cache.encode(recipe.task, task, rows, tokenizer, recipe.data, max_length=length, labels=labels)
+        for rows in (train, held_out)
+    )
     train_counts, held_out_counts = RowCounts.of(trained), RowCounts.of(measured)
     steps = count_steps(train_counts.rows, recipe.training)
     refuse_schedule(recipe, hyperparameters, steps, where=where)
