@@ -12,6 +12,7 @@ from itertools import takewhile
 from adapterhub.engine.data import IGNORED, Example, LengthGroupedOrder
 from adapterhub.engine.loss import WORTH_SHARING
 from adapterhub.engine.rows import Row
+from adapterhub.engine.tasks.feature_extraction import PairExample
 from adapterhub.engine.train import count_steps
 from adapterhub.spec.recipe import DataSpec, TrainingSpec
 
@@ -70,15 +71,23 @@ def evaluation_batches(examples: Sequence[Example], size: int, *, shares: bool) 
 
 def batch_of(rows: Sequence[Example], *, shares: bool, ends: bool) -> Batch:
     """Return what some rows are as one batch."""
-    width = max(len(row.input_ids) for row in rows)
+    # A row of pairs is two or three texts, which are padded and computed like rows of their own.
+    texts = [len(ids) for row in rows for ids in _texts(row)]
+    width = max(texts)
     return Batch(
-        rows=len(rows),
+        rows=len(texts),
         width=width,
-        tokens=sum(len(row.input_ids) for row in rows),
+        tokens=sum(texts),
         labelled=sum(row.trained for row in rows),
         shared=_shared(rows, width) if shares else 0,
         ends=ends,
     )
+
+
+def _texts(row: Example) -> list[Sequence[int]]:
+    if not isinstance(row, PairExample):
+        return [row.input_ids]
+    return [row.input_ids, row.positive, *([row.negative] if row.negative else [])]
 
 
 def _shared(rows: Sequence[Example], width: int) -> int:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from adapterhub.documents import read_json
 from adapterhub.errors import AdapterHubError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+T = TypeVar("T", bound="PlainTokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,11 @@ class PlainTokenizer:
         return rendered
 
 
-def read_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
+@overload
+def read_plain_tokenizer(folder: Path) -> PlainTokenizer | None: ...
+@overload
+def read_plain_tokenizer(folder: Path, *, kind: type[T]) -> T | None: ...
+def read_plain_tokenizer(folder: Path, *, kind: type[Any] = PlainTokenizer) -> Any:
     """Read a folder's tokenizer; None where it has no tokenizer.json, or one that cannot be read so."""
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -102,7 +109,7 @@ def read_plain_tokenizer(folder: Path) -> PlainTokenizer | None:
         return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return PlainTokenizer(tokenizer, config, template)
+    return kind(tokenizer, config, template)
 
 
 def _read(path: Path) -> Mapping[str, object]:

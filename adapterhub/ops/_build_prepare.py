@@ -18,9 +18,10 @@ from adapterhub.ops._build_train import Prepared
 from adapterhub.ops._estimate import read_base_shape
 from adapterhub.ops._labels import head_labels
 from adapterhub.ops._method_fit import fit_method, refuse_schedule, room_for_text, stand_in
-from adapterhub.ops._plan_cost import memory_of
+from adapterhub.ops._plan_cost import memory_of, with_labels
 from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
 from adapterhub.ops._rows import read_rows
+from adapterhub.ops._trained import trained_shape
 from adapterhub.spec.plans import Step
 from adapterhub.spec.recipe_lock import BuildInputs, BuildMachine, RecipeLock
 
@@ -71,8 +72,8 @@ def plan_begun(begun: Begun, *, locked: bool) -> Prepared:
     recipe, base, out, where = begun.wanted.recipe, begun.wanted.base, begun.wanted.out, str(begun.wanted.path)
     train, held_out, settings = begun.train, begun.held_out, begun.asked.settings
     hyperparameters = fill_hyperparameters(recipe, model_type=base.ref.model_type, where=where)
-    shape = read_base_shape(base.path, base.ref.model_type)
-    adapter = fit_method(shape, recipe, hyperparameters, where=where)
+    shape = read_base_shape(base.path, base.ref.model_type, task=recipe.task)
+    fit_method(shape, recipe, hyperparameters, where=where)
 
     # From here on torch is needed: the tokenizer to count tokens, the device to choose the dtype.
     from adapterhub.engine.base import choose_device, choose_dtype, load_tokenizer, set_threads
@@ -86,6 +87,7 @@ def plan_begun(begun: Begun, *, locked: bool) -> Prepared:
     length = min(recipe.data.max_length, room_for_text(shape, hyperparameters) or recipe.data.max_length)
     task = task_engine(recipe.task)
     labels, doubted = head_labels(task, recipe, train, held_out, where=where)
+    adapter = trained_shape(with_labels(shape, labels), recipe, hyperparameters, labels=len(labels), where=where)
     cache = TokenCache(folder=settings.cache / "tokens")
     trained, measured = (
         cache.encode(recipe.task, task, rows, tokenizer, recipe.data, max_length=length, labels=labels)

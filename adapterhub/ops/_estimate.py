@@ -9,17 +9,13 @@ autograd really keeps (tests/ops/test_estimate.py); runtime and heap are measure
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
-from adapterhub.catalog.families import ALL_LINEAR
-from adapterhub.errors import IncompatibleError
+from adapterhub.catalog.tasks import TASKS
+from adapterhub.ops._adapter_shape import AdapterShape, Target, adapter_shape, any_adapter, trainable_parameters
 from adapterhub.ops._base_shape import BaseShape, Layer, base_shape, layer_index, read_base_shape
-from adapterhub.ops._fused_experts import fused_targets, handed_over, is_known, refuse_dead, refuse_experts
-from adapterhub.ops._stored_names import ends_with
-from adapterhub.spec._decode import Frozen
-from adapterhub.spec.lora import LoraSpec
 from adapterhub.spec.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -31,6 +27,7 @@ __all__ = [
     "Memory",
     "Training",
     "adapter_shape",
+    "any_adapter",
     "base_bytes",
     "base_shape",
     "estimate_memory",
@@ -55,93 +52,11 @@ CUDA_RUNTIME_BYTES = 700_000_000
 # bitsandbytes keeps the greatest magnitude of every 64 weights as float32; quantized in turn, as a byte, and of every
 # 256 of those again a float32 (https://arxiv.org/abs/2305.14314, section 3).
 _BLOCK, _OUTER_BLOCK = 64, 256
+# What configs call the dropout of what a sublayer gives, and of attention's shares.
+_HIDDEN_DROPOUTS = ("hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "resid_dropout", "dropout")
+_SCORE_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 # What configs call the scaling or capping of logits after the output layer (Granite, Cohere, Gemma).
 _BEYOND_THE_HEAD = ("logits_scaling", "logit_scale", "final_logit_softcapping", "lm_head_multiplier")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """A module that LoRA adapts: its path, input and output width, rank."""
-
-    module: str
-    inputs: int
-    outputs: int
-    rank: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterShape:
-    """What is trained. others: parameters beside A and B (biases, modules trained whole), by module."""
-
-    targets: tuple[Target, ...]
-    others: Mapping[str, int]
-    dropout: bool
-
-    @property
-    def parameters(self) -> int:
-        """How many parameters training changes."""
-        return sum(item.rank * (item.inputs + item.outputs) for item in self.targets) + sum(self.others.values())
-
-
-def adapter_shape(base: BaseShape, hyperparameters: Mapping[str, Frozen], *, where: str) -> AdapterShape | None:
-    """Return what LoRA will train; None where only the built model can tell (`all-linear` on an unknown family).
-
-    Raises:
-        IncompatibleError: a target module is not in the base, or out of LoRA's reach; the hint names those to take.
-    """
-    spec = LoraSpec.from_hyperparameters(hyperparameters, where=where)
-    everything = isinstance(spec.target_modules, str) and spec.target_modules.lower() == ALL_LINEAR
-    linear = base.all_linear if everything else tuple(base.modules)
-    if linear is None or not is_known(spec, base.family):
-        return None
-    refuse_experts(spec, base.family, base.modules, where=where)
-    handed = handed_over(spec, base.family)
-    # PEFT hands names over to fused experts, and modules of the same name are left out.
-    targets = spec.targets((name for name in linear if name.rpartition(".")[2] not in handed), head=base.head)
-    fused = fused_targets(spec, base.family, base.fused)
-    _refuse_unmatched(spec, targets, base, where, besides=handed)
-    refuse_dead(targets, base.family, where=where)
-    others: dict[str, int] = {}
-    if spec.bias != "none":
-        others |= {name: size for name, size in base.biases.items() if spec.bias == "all" or name in targets}
-    for name in base.modules:
-        if any(name == module or name.endswith(f".{module}") for module in spec.modules_to_save):
-            others[name] = prod(base.modules[name]) + base.biases.get(name, 0)
-    shapes = [(name, *base.in_out(name), spec.rank_of(name)) for name in targets] + fused
-    return AdapterShape(
-        targets=tuple(Target(module=name, inputs=i, outputs=o, rank=rank) for name, i, o, rank in shapes),
-        others=others,
-        dropout=spec.lora_dropout > 0,
-    )
-
-
-def any_adapter(base: BaseShape, rank: int) -> AdapterShape:
-    """Return an adapter on every matrix of the layers, for where only the built model can tell what is adapted."""
-    shapes = [(name, *base.in_out(name)) for name in base.linear]
-    targets = tuple(Target(module=name, inputs=i, outputs=o, rank=rank) for name, i, o in shapes)
-    return AdapterShape(targets=targets, others={}, dropout=False)
-
-
-def trainable_parameters(base: BaseShape, hyperparameters: Mapping[str, Frozen], *, where: str) -> int | None:
-    """Count what LoRA will train; None and errors as of `adapter_shape`."""
-    shape = adapter_shape(base, hyperparameters, where=where)
-    return None if shape is None else shape.parameters
-
-
-def _refuse_unmatched(
-    spec: LoraSpec, targets: tuple[str, ...], base: BaseShape, where: str, *, besides: frozenset[str]
-) -> None:
-    """Refuse names that match no module. besides: those that PEFT takes for something else."""
-    wanted = spec.target_modules if isinstance(spec.target_modules, tuple) else ()
-    names = [name for name in wanted if name.rpartition(".")[2] not in besides]
-    missing = [name for name in names if not any(ends_with(path, (name,)) for path in base.modules)]
-    leaves = dict.fromkeys(name.rpartition(".")[2] for name in base.modules)
-    hint = f"its modules: {', '.join(leaves)}"
-    if missing:
-        text = f"no module of the base model is named {', '.join(missing)}"
-        raise IncompatibleError(text, where=f"{where}: target_modules", hint=hint)
-    if not targets and not besides:
-        raise IncompatibleError("no module of the base model is left to adapt", where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +114,7 @@ def estimate_memory(
     """Estimate the peak memory of a training on some batches; `evaluated`: those that held-out rows are measured in."""
     on_cpu = training.device == "cpu"
     kept = logits = heap = 0
-    for batch in batches:
+    for batch in (with_prompt(batch, adapter) for batch in batches):
         peak = _batch_peak(base, adapter, training, batch)
         made = round(HEAP_SHARE * _forward_bytes(base, adapter, training, batch)) if on_cpu else 0
         if sum(peak) + made > kept + logits + heap:
@@ -207,7 +122,9 @@ def estimate_memory(
     measuring = max((evaluation_bytes(base, training, batch) for batch in evaluated), default=0)
     if measuring > kept + logits + heap:
         kept, logits, heap = 0, measuring, 0
-    weights = base_bytes(base, training)
+    weights = base_bytes(base, training) + adapter.frozen * WEIGHT_BYTES
+    # What is trained of the base is held once, in float32.
+    weights -= adapter.of_base * BYTES_OF[training.dtype]
     # 16-bit products take a 16-bit copy of every trainable weight along (autocast's cache).
     copies = 2 if training.dtype != "float32" else 0
     return Memory(
@@ -241,6 +158,11 @@ def base_bytes(base: BaseShape, training: Training) -> int:
     return rest + round(packed / 2 + 4 * scales)
 
 
+def with_prompt(batch: Batch, adapter: AdapterShape) -> Batch:
+    """Return a batch with the positions that a trained prompt adds to its rows."""
+    return replace(batch, width=batch.width + adapter.virtual) if adapter.virtual else batch
+
+
 def activation_bytes(base: BaseShape, adapter: AdapterShape, training: Training, batch: Batch) -> int:
     """Return what the backward pass keeps of a batch, without its logits."""
     if training.gradient_checkpointing:
@@ -251,7 +173,8 @@ def activation_bytes(base: BaseShape, adapter: AdapterShape, training: Training,
 
 def _batch_peak(base: BaseShape, adapter: AdapterShape, training: Training, batch: Batch) -> tuple[int, int]:
     """Return what is alive at a batch's peak: of activations, and of logits."""
-    kept, logits = activation_bytes(base, adapter, training, batch), logit_bytes(base, training, batch)
+    kept = activation_bytes(base, adapter, training, batch)
+    logits = logit_bytes(base, training, batch, trained=_trains_head(base, adapter))
     if not training.gradient_checkpointing:
         return kept, logits
     again = round(RECOMPUTED_SHARE * max(_each_layer(base, adapter, training, batch), default=0))
@@ -264,22 +187,26 @@ def _forward_bytes(base: BaseShape, adapter: AdapterShape, training: Training, b
 
 
 def _each_layer(base: BaseShape, adapter: AdapterShape, training: Training, batch: Batch) -> list[int]:
-    size, targets, first = BYTES_OF[training.dtype], _by_layer(adapter), _first_layer(base, adapter)
+    targets, first = _by_layer(adapter), _first_layer(base, adapter)
     layers = [layer for layer in base.layers if layer.index >= first]
-    return [_layer_bytes(layer, targets.get(layer.index, ()), adapter, base, size, batch) for layer in layers]
+    return [_layer_bytes(layer, targets.get(layer.index, ()), adapter, base, training, batch) for layer in layers]
 
 
 def _layer_bytes(
-    layer: Layer, targets: Sequence[Target], adapter: AdapterShape, base: BaseShape, size: int, batch: Batch
+    layer: Layer, targets: Sequence[Target], adapter: AdapterShape, base: BaseShape, training: Training, batch: Batch
 ) -> int:
     """Return what one layer keeps of a batch; see the module's docstring."""
+    size, on_cpu = BYTES_OF[training.dtype], training.device == "cpu"
     # Norms compute in float32 and keep their input so, with one number a token of their own.
     norms = sum(4 * (width + 1) for width in layer.norms)
     attention = size * (2 * layer.query + layer.fused_extra) + 4 * base.heads
     inner = size * layer.mlp_kept * layer.inner
-    token = norms + attention + inner + size * sum(target.rank for target in targets)
+    token = norms + attention + inner + size * sum(target.kept_beside for target in targets)
+    if _drops(base.config, _HIDDEN_DROPOUTS):
+        # What was left out, after attention and after the MLP: on the CPU as numbers, elsewhere a byte each.
+        token += 2 * base.hidden * (size if on_cpu else 1)
     sources: dict[str, int] = {}
-    for target in targets:
+    for target in (target for target in targets if target.reads):
         # Experts that are fused are no modules of the layer.
         source = layer.sources.get(target.module, target.module)
         if size == 4 and not adapter.dropout:
@@ -292,18 +219,32 @@ def _layer_bytes(
     # After a shared beginning keys and values of whole rows are kept, a copy for every query head.
     width = layer.query if batch.shared else layer.key_value
     held = batch.rows * batch.width + batch.shared if batch.shared else batch.computed
-    scores = base.score_bytes * base.heads * batch.rows * batch.width**2
-    return batch.computed * token + held * 2 * width * size + scores
+    held += batch.rows * adapter.prefix
+    pair = base.score_bytes
+    if on_cpu and _drops(base.config, _SCORE_DROPOUTS):
+        # There is no fused kernel with dropout: shares, what was left out of them, and what is left.
+        pair = max(pair, 3 * size)
+    scores = pair * base.heads * batch.rows * batch.width * (batch.width + adapter.prefix)
+    fixed = size * sum(target.fixed for target in targets)
+    return batch.computed * token + held * 2 * width * size + scores + fixed
 
 
-def logit_bytes(base: BaseShape, training: Training, batch: Batch) -> int:
-    """Return what logits take at the start of the backward pass.
+def _drops(config: Mapping[str, object], names: Sequence[str]) -> bool:
+    values = [config.get(name) for name in names]
+    return any(isinstance(value, int | float) and not isinstance(value, bool) and value > 0 for value in values)
 
-    Whole ones: log-probabilities and two gradients in float32. In blocks (engine/linear_loss.py): a block and its
-    exponentials, and of every labelled token the gradient of its hidden state.
+
+def logit_bytes(base: BaseShape, training: Training, batch: Batch, *, trained: bool = False) -> int:
+    """Return what logits take at the start of the backward pass; `trained`: the layer that makes them is.
+
+    Of vectors, whose task has none: the states of all positions in float32, and gradients. Whole ones:
+    log-probabilities and two gradients in float32. In blocks (engine/linear_loss.py): a block and its exponentials, and
+    of every labelled token the gradient of its hidden state.
     """
     size = BYTES_OF[training.dtype]
-    if (rows := _block_of_logits(base, batch)) is None:
+    if TASKS[base.task].bare:
+        return batch.computed * base.hidden * (3 * 4 + (2 if size == 2 else 0))
+    if trained or (rows := _block_of_logits(base, batch)) is None:
         return batch.labelled * base.vocabulary * (3 * 4 + (2 if size == 2 else 0))
     return rows * base.vocabulary * (2 * 4 + (2 * 2 if size == 2 else 0)) + batch.labelled * base.hidden * size
 
@@ -320,8 +261,11 @@ def _block_of_logits(base: BaseShape, batch: Batch) -> int | None:
 def evaluation_bytes(base: BaseShape, training: Training, batch: Batch) -> int:
     """Return what a forward pass alone holds at its peak: logits with log-probabilities, and a layer's outputs."""
     size = BYTES_OF[training.dtype]
-    rows = batch.labelled if (block := _block_of_logits(base, batch)) is None else block
-    logits = rows * base.vocabulary * (2 * 4 + (2 if size == 2 else 0))
+    if not TASKS[base.task].bare:
+        rows = batch.labelled if (block := _block_of_logits(base, batch)) is None else block
+        logits = rows * base.vocabulary * (2 * 4 + (2 if size == 2 else 0))
+    else:
+        logits = logit_bytes(base, training, batch)
     return logits + batch.computed * size * (
         2 * base.hidden + 3 * max((layer.inner for layer in base.layers), default=0)
     )
@@ -331,9 +275,10 @@ def step_operations(base: BaseShape, adapter: AdapterShape, training: Training, 
     """Count the floating-point operations of one batch, forward and backward, in matrix products.
 
     A frozen weight costs 2 operations a token forward and 2 backward for the gradient of its input, which only layers
-    from the first adapted one on need; A and B cost 6 in all; checkpointing runs the forward pass again; causal
-    attention computes half of its square, and 2.5 times that backward.
+    from the first adapted one on need; A and B cost 6 in all; checkpointing runs the forward pass again; attention
+    computes its square, causal one half of it, and 2.5 times that backward.
     """
+    batch = with_prompt(batch, adapter)
     tokens, first = batch.computed, _first_layer(base, adapter)
     again = 1 if training.gradient_checkpointing else 0
     total = 0.0
@@ -341,17 +286,34 @@ def step_operations(base: BaseShape, adapter: AdapterShape, training: Training, 
         needs = layer.index >= first
         passes = 1 + (again + 1 if needs else 0)
         total += 2 * layer.parameters * tokens * passes
-        square = 4 * layer.query * (batch.rows * batch.width**2 - (batch.rows - 1) * batch.shared**2) / 2
+        pairs = batch.rows * batch.width**2 - (batch.rows - 1) * batch.shared**2
+        square = 4 * layer.query * pairs * _looked_at(base)
         total += square * (1 + (again + 2.5 if needs else 0))
-    total += 6 * tokens * sum(item.rank * (item.inputs + item.outputs) for item in adapter.targets)
-    return total + 4 * base.hidden * base.vocabulary * batch.labelled
+    total += 6 * tokens * sum(item.multiplied for item in adapter.targets)
+    return total + 4 * _head_products(base, batch)
 
 
 def forward_operations(base: BaseShape, batch: Batch) -> float:
     """Count the operations of one batch's forward pass through the bare base."""
-    square = 2 * sum(layer.query for layer in base.layers) * batch.rows * batch.width**2
+    square = 4 * sum(layer.query for layer in base.layers) * batch.rows * batch.width**2 * _looked_at(base)
     body = 2 * batch.computed * sum(layer.parameters for layer in base.layers)
-    return body + square + 2 * base.hidden * base.vocabulary * batch.labelled
+    return body + square + 2 * _head_products(base, batch)
+
+
+def _head_products(base: BaseShape, batch: Batch) -> int:
+    """Count the multiplications of the layer after the last one: of vectors there is none."""
+    return 0 if TASKS[base.task].bare else base.hidden * base.vocabulary * batch.labelled
+
+
+def _looked_at(base: BaseShape) -> float:
+    """Return which share of all pairs of positions attention computes: encoders look ahead as well."""
+    return 1.0 if base.family is not None and base.family.kind == "encoder" else 0.5
+
+
+def _trains_head(base: BaseShape, adapter: AdapterShape) -> bool:
+    """Say whether the layer that makes logits is trained, by itself or as the embedding that it is tied to."""
+    tied = base.config.get("tie_word_embeddings") is True
+    return adapter.trains(base.head) or (tied and any(adapter.trains(name) for name in base.embeddings))
 
 
 def _by_layer(adapter: AdapterShape) -> dict[int, list[Target]]:
@@ -366,6 +328,8 @@ def _by_layer(adapter: AdapterShape) -> dict[int, list[Target]]:
 def _first_layer(base: BaseShape, adapter: AdapterShape) -> int:
     """Return the number of the first layer that has to keep anything: below what is trained no gradient flows."""
     first = len(base.layers)
+    if adapter.virtual or adapter.prefix:
+        return 0
     for name in (*(target.module for target in adapter.targets), *adapter.others):
         index = layer_index(name)
         if index is not None:

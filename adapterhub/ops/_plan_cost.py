@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from adapterhub.ops import _estimate
 from adapterhub.ops._devices import Target, processors
 from adapterhub.ops._estimate import AdapterShape, BaseShape, Memory, Training
+from adapterhub.ops._labels import head_labels
 from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.recipe import Recipe
 
@@ -121,36 +122,47 @@ _CHECKPOINTING = "training.gradient_checkpointing=true"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Rows in tokens. counted: with the base's own tokenizer."""
+    """Rows in tokens. counted: with the base's own tokenizer. labels: of a classifier's head."""
 
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     counted: bool
+    labels: tuple[str, ...] = ()
 
 
-def read_examples(folder: Path, recipe: Recipe, base: Path | None, shape: BaseShape) -> Examples:
+def read_examples(folder: Path, recipe: Recipe, base: Path | None, room: int | None, *, where: str) -> Examples:
     """Read a recipe's rows and count their tokens, with the tokenizer of the base's folder where there is one.
+
+    room: how many tokens the base has place for, None where it does not say.
 
     Raises:
         InvalidFileError, UnsatisfiedError, LocalIOError: as a build reads them.
     """
     from adapterhub.engine.batches import guessed
-    from adapterhub.engine.data import encode_rows
-    from adapterhub.engine.plain_tokenizer import read_plain_tokenizer
+    from adapterhub.engine.counting import read_counting_tokenizer
+    from adapterhub.engine.tasks import task_engine
     from adapterhub.ops._rows import read_rows
 
     train, held_out, _ = read_rows(folder, recipe)
-    length = min(recipe.data.max_length, shape.context or recipe.data.max_length)
-    tokenizer = None if base is None else read_plain_tokenizer(base)
+    task = task_engine(recipe.task)
+    labels, _ = head_labels(task, recipe, train, held_out, where=where)
+    length = min(recipe.data.max_length, room or recipe.data.max_length)
+    tokenizer = None if base is None else read_counting_tokenizer(base)
     if tokenizer is None:
         guesses = (guessed(rows, recipe.data, max_length=length) for rows in (train, held_out))
-        return Examples(train=next(guesses), held_out=next(guesses), counted=False)
+        return Examples(train=next(guesses), held_out=next(guesses), counted=False, labels=labels)
     found = [
         # The part of a tokenizer that counting needs has the same face as transformers' whole one.
-        encode_rows(rows, tokenizer, recipe.data, max_length=length).items
+        task.encode(rows, tokenizer, recipe.data, max_length=length, labels=labels).items
         for rows in (train, held_out)
     ]
-    return Examples(train=found[0], held_out=found[1], counted=True)
+    return Examples(train=tuple(found[0]), held_out=tuple(found[1]), counted=True, labels=labels)
+
+
+def with_labels(base: BaseShape, labels: Sequence[str]) -> BaseShape:
+    """Return a base whose head tells labels apart, or an answer's start and end, in place of a vocabulary."""
+    width = 2 if base.task == "QUESTION_ANS" else len(labels)
+    return replace(base, vocabulary=width) if width else base
 
 
 def default_threads() -> int:
@@ -211,7 +223,7 @@ def memory_of(
 
     labels: what its head tells apart, in place of a vocabulary.
     """
-    base = replace(base, vocabulary=len(labels)) if labels else base
+    base = with_labels(base, labels)
     training = Training(
         dtype=dtype,
         device=device,
@@ -297,7 +309,7 @@ def _slowdown(training: Training) -> float:
 
 def _shares(base: BaseShape, adapter: AdapterShape, training: Training) -> bool:
     """Say whether a batch's common beginning is computed once in training, as engine/loss.py decides."""
-    if training.gradient_checkpointing or adapter.dropout:
+    if adapter.virtual or adapter.prefix or training.gradient_checkpointing or adapter.dropout:
         return False
     return _shares_when_measured(base) and not any(
         isinstance(value, int | float) and not isinstance(value, bool) and value > 0

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adapterhub.bases import BaseStore, MissingBaseError
+from adapterhub.catalog.methods import method_named
+from adapterhub.catalog.own_methods import BASELINE
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
 from adapterhub.ops import _plan_cost as cost
 from adapterhub.ops._devices import Target, choose_target
 from adapterhub.ops._estimate import AdapterShape, BaseShape, Training, base_shape, read_base_shape
-from adapterhub.ops._method_fit import fit_method
+from adapterhub.ops._method_fit import room_for_text
 from adapterhub.ops._plan_cost import Cost, Setting
 from adapterhub.ops._recipes import fill_hyperparameters, read_recipe_with, refuse_unsupported
+from adapterhub.ops._trained import MEASURED_METHODS, PLANNED_METHODS, trained_shape
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.plans import Plan
 from adapterhub.spec.quantization import Quantization
@@ -27,6 +31,7 @@ from adapterhub.spec.recipe import Recipe
 if TYPE_CHECKING:
     from adapterhub.engine.data import Example
 
+_NOT_PLANNED = ("SEQ_2_SEQ_LM",)
 QLORA = Quantization(load_in_4bit=True, bnb_4bit_use_double_quant=True)
 
 
@@ -95,6 +100,7 @@ class TrainingPlan(Plan):
         return (
             ("package", f"{self.recipe.name} {self.recipe.version}"),
             ("base model", f"{self.base}, {self.base_parameters:,} parameters ({self.base_source})"),
+            ("trains", f"{self.recipe.method} for {self.recipe.task}"),
             ("trainable", f"{self.trainable:,} parameters ({self.trainable / max(1, self.base_parameters):.2%})"),
             ("rows", f"{self.rows:,} to train on, {self.held_out:,} held out"),
             ("tokens", f"{written.tokens:,} in {written.steps:,} steps, {counted}"),
@@ -165,14 +171,11 @@ def plan_training(
     base = _find_base(read, settings)
     _refuse_base(base, read)
     hyperparameters = fill_hyperparameters(read, model_type=base.model_type, where=where)
-    adapter = fit_method(base.shape, read, hyperparameters, where=where)
+    rows = cost.read_examples(recipe.parent, read, base.folder, room_for_text(base.shape, hyperparameters), where=where)
+    base = replace(base, shape=cost.with_labels(base.shape, rows.labels))
+    adapter = trained_shape(base.shape, read, hyperparameters, labels=len(rows.labels), where=where)
     if adapter is None:
-        raise IncompatibleError(
-            f"what all-linear takes on a base of the type {base.model_type} is known when it is built",
-            where=f"{where}: hyperparameters.target_modules",
-            hint="name the modules",
-        )
-    rows = cost.read_examples(recipe.parent, read, base.folder, base.shape)
+        raise _unknown(read, base, where)
     threads = settings.threads or cost.default_threads()
     speed = cost.speed_of(target, threads=threads, shape=base.shape)
     options = _options(read, base, adapter, target, speed, rows.train, rows.held_out)
@@ -190,7 +193,7 @@ def plan_training(
         counted=rows.counted,
         options=options,
     )
-    return replace(plan, warnings=_fit_warnings(plan))
+    return replace(plan, warnings=(*_doubts(read), *_fit_warnings(plan)))
 
 
 def _refuse(recipe: Recipe, where: str) -> None:
@@ -199,11 +202,35 @@ def _refuse(recipe: Recipe, where: str) -> None:
     Raises:
         UsageError: it names the field.
     """
-    refuse_unsupported(recipe, where)
-    if recipe.method != "lora" or recipe.hyperparameters.get("use_dora"):
-        raise UsageError(f"{recipe.method} cannot be planned yet", where=f"{where}: method", hint="plannable: lora")
-    if recipe.task != "CAUSAL_LM":
-        raise UsageError(f"{recipe.task} cannot be planned yet", where=f"{where}: task", hint="plannable: CAUSAL_LM")
+    # What trains the base itself is planned as well, to compare with, and told to be no package.
+    refuse_unsupported(recipe, where, baselines=True)
+    if recipe.task in _NOT_PLANNED:
+        raise UsageError(
+            f"{recipe.task} cannot be planned yet: what an encoder and its decoder keep is not counted",
+            where=f"{where}: task",
+            hint=f"plannable: {', '.join(task for task in TASKS if task not in _NOT_PLANNED)}",
+        )
+
+
+def _unknown(recipe: Recipe, base: _Base, where: str) -> IncompatibleError:
+    """Say why what is trained cannot be told from headers."""
+    if base.shape.all_linear is None:
+        return IncompatibleError(
+            f"what is adapted in a base of the type {base.model_type} is known when it is built",
+            where=f"{where}: base_model",
+            hint="name target_modules, or take a base of a known family (docs/methods.md)",
+        )
+    if recipe.method in PLANNED_METHODS:
+        return IncompatibleError(
+            f"what {recipe.method} trains here for {recipe.task} is known when it is built",
+            where=f"{where}: method",
+            hint="`adapt build --dry-run` prints an estimate",
+        )
+    return IncompatibleError(
+        f"{recipe.method} cannot be planned yet: how much it trains is known when it is built",
+        where=f"{where}: method",
+        hint=f"plannable: {', '.join(PLANNED_METHODS)}",
+    )
 
 
 def _find_base(recipe: Recipe, settings: Settings) -> _Base:
@@ -211,18 +238,20 @@ def _find_base(recipe: Recipe, settings: Settings) -> _Base:
     try:
         record = BaseStore(settings).read(recipe.base_model, revision=recipe.base_revision)
     except MissingBaseError as error:
-        return _find_remote(error, settings)
+        return _find_remote(error, settings, recipe.task)
     revision = record.ref.revision
     if recipe.base_revision is not None and revision is not None and recipe.base_revision != revision:
         return _find_remote(
-            MissingBaseError("another revision is here", id=recipe.base_model, revision=recipe.base_revision), settings
+            MissingBaseError("another revision is here", id=recipe.base_model, revision=recipe.base_revision),
+            settings,
+            recipe.task,
         )
     model_type = record.ref.model_type
-    shape = read_base_shape(record.path, model_type)
+    shape = read_base_shape(record.path, model_type, task=recipe.task)
     return _Base(shape=shape, label=record.ref.id, source="on this machine", model_type=model_type, folder=record.path)
 
 
-def _find_remote(missing: MissingBaseError, settings: Settings) -> _Base:
+def _find_remote(missing: MissingBaseError, settings: Settings, task: str) -> _Base:
     """Read the config and the headers of a model on the Hub by ranged requests, or of one that its cache holds."""
     from adapterhub.ops._base_hub import find_in_cache, look_up, parse_hub_base
     from adapterhub.ops._remote_headers import read_remote_tensors
@@ -235,11 +264,11 @@ def _find_remote(missing: MissingBaseError, settings: Settings) -> _Base:
     model_type = word if isinstance(word, str) else None
     label = f"{id}#{model.commit[:12]}"
     if cached is not None:
-        shape = read_base_shape(cached.snapshot, model_type)
+        shape = read_base_shape(cached.snapshot, model_type, task=task)
         return _Base(
             shape=shape, label=label, source="in the Hub's cache", model_type=model_type, folder=cached.snapshot
         )
-    shape = base_shape(model.config, read_remote_tensors(model), model_type)
+    shape = base_shape(model.config, read_remote_tensors(model), model_type, task=task)
     size = sum(file.size for file in model.files)
     source = f"on the Hub, {size / 1e9:.2f} GB not downloaded"
     return _Base(shape=shape, label=label, source=source, model_type=model_type, folder=None)
@@ -257,13 +286,15 @@ def _refuse_base(base: _Base, recipe: Recipe) -> None:
         what = "its weights are stored quantized, so that their shapes say nothing"
     elif shape.experts:
         what = "it has experts, of which a token uses a few"
+    elif shape.family is not None and (shape.family.encoder_decoder or shape.family.name == "albert"):
+        what = "its layers are two lists" if shape.family.encoder_decoder else "its layers are passed more than once"
     elif not shape.layers or not (shape.hidden and shape.heads and shape.vocabulary):
         what = "its config does not say what its layers are"
     if what is not None:
         raise IncompatibleError(
             f"training on {recipe.base_model} cannot be planned yet: {what}",
             where="base_model",
-            hint="name a dense decoder whose weights are stored in 16 or 32 bits",
+            hint="name a dense encoder or decoder whose weights are stored in 16 or 32 bits",
         )
 
 
@@ -310,7 +341,7 @@ def _settings(recipe: Recipe, dtype: str) -> list[Setting]:
     half = max((number for number in range(1, size // 2 + 1) if size % number == 0), default=1)
     for start in tuple(found):
         found += [start.with_batch(smaller) for smaller in sorted({half, 1}, reverse=True) if smaller < size]
-    if recipe.quantization is None:
+    if recipe.quantization is None and method_named(recipe.method).group != BASELINE:
         found += [setting.with_quantization(QLORA) for setting in tuple(found)]
     return found
 
@@ -321,6 +352,12 @@ def _buildable(recipe: Recipe) -> bool:
     except AdapterHubError:
         return False
     return True
+
+
+def _doubts(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.method in MEASURED_METHODS:
+        return ()
+    return (f"what {recipe.method} keeps for the backward pass, and its time, are approximate (docs/planning.md)",)
 
 
 def _fit_warnings(plan: TrainingPlan) -> tuple[str, ...]:

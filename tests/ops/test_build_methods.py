@@ -72,7 +72,8 @@ def test_plans_tell_sizes_and_modules_and_count_what_headers_tell(tmp_path: Path
     assert dict(planned("ia3", {}).facts())["method"] == "ia3, on k_proj, v_proj, down_proj"
     prompt = planned("prompt_tuning", {"num_virtual_tokens": 7})
     assert dict(prompt.facts())["method"] == "prompt_tuning, num_virtual_tokens 7"
-    assert prompt.trainable is None
+    assert prompt.trainable == 7 * 32
+    assert planned("hra", {"r": 2}).trainable is None
     assert dict(planned("adalora", {}).facts())["method"].startswith("adalora, init_r 12, on q_proj")
 
 

@@ -268,8 +268,9 @@ def test_the_memory_of_logits_is_that_of_the_labels(home: Settings, tmp_path: Pa
 
 
 def test_what_is_not_planned_says_so(home: Settings, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="SEQ_CLS cannot be planned yet"):
-        plan_training(project(tmp_path, "SEQ_CLS", "tiny-bert"), settings=home)
+    recipe = project(tmp_path, "SEQ_CLS", "tiny-bert")
+    with pytest.raises(UsageError, match="SEQ_2_SEQ_LM cannot be planned yet"):
+        plan_training(recipe, overrides=["task=SEQ_2_SEQ_LM"], settings=home)
 
 
 def test_a_pooler_that_the_base_lacks_is_saved(built: dict[tuple[str, str], BuildResult]) -> None:

@@ -266,9 +266,12 @@ def test_durations_are_said_as_people_say_them(seconds: float, words: str) -> No
 
 
 def test_what_has_no_estimate_is_refused(tmp_path: Path, home: Settings, base_folder: Path) -> None:
-    recipe = project(tmp_path / "a", hyperparameters={"use_dora": True})
-    with pytest.raises(UsageError, match="cannot be planned yet"):
-        plan_training(recipe, device="l4", settings=home)
+    recipe = project(tmp_path / "a")
+    with pytest.raises(IncompatibleError, match="hra cannot be planned yet") as caught:
+        plan_training(recipe, device="l4", overrides=["method=hra", "hyperparameters={}"], settings=home)
+    assert "lora, dora, adalora" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="SEQ_2_SEQ_LM cannot be planned yet"):
+        plan_training(recipe, device="l4", overrides=["task=SEQ_2_SEQ_LM"], settings=home)
     folder = tmp_path / "quantized"
     shutil.copytree(base_folder, folder)
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
