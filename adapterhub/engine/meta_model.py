@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.catalog.hyperparameters import BOOKKEEPING
 from adapterhub.catalog.methods import Method
 from adapterhub.catalog.own_methods import OWN_TYPES
 from adapterhub.catalog.tasks import TASKS, Task
 from adapterhub.engine.adapters import first_line
 from adapterhub.engine.base import LoadedBase, quiet_libraries
 from adapterhub.errors import AdapterHubError, IncompatibleError
+from adapterhub.package import is_default
 from adapterhub.spec._decode import Frozen, thaw
 from adapterhub.spec.lora import LoraSpec
 
@@ -47,7 +49,7 @@ class MetaView:
     want of a module. untargeted: those whose module the model has and the config leaves out. shapes: name, the file's
     shape, the model's. whole: of those, the parameters of the base that are saved whole. idle: entries of
     target_modules that match nothing. refused: what PEFT says where it stops. parameters: the base's own, by name.
-    tied: the head is the input embedding.
+    tied: the head is the input embedding. unknown: settings that say something and that the PEFT here would drop.
     """
 
     met: int = 0
@@ -59,6 +61,7 @@ class MetaView:
     refused: str | None = None
     parameters: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     tied: bool = False
+    unknown: tuple[str, ...] = ()
 
 
 def view_on_meta(
@@ -136,6 +139,7 @@ def _view(
     told = {
         "parameters": parameters,
         "idle": _idle(config, [*modules, *parameters]),
+        "unknown": _unknown(config, method),
         "tied": bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False)),
     }
     try:
@@ -177,6 +181,16 @@ def _idle(config: Mapping[str, Frozen], names: Sequence[str]) -> tuple[str, ...]
     targets = config.get("target_modules")
     listed = [name for name in targets if isinstance(name, str)] if isinstance(targets, tuple) else []
     return tuple(name for name in listed if not any(path == name or path.endswith(f".{name}") for path in names))
+
+
+def _unknown(config: Mapping[str, Frozen], method: Method) -> tuple[str, ...]:
+    """Return the settings that PEFT's config of a method has no field for."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    if method.peft_type is None or method.peft_type in OWN_TYPES:
+        return ()
+    fields = {item.name for item in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[method.peft_type])}
+    return tuple(sorted(key for key in config if key not in fields | BOOKKEEPING and not is_default(key, config[key])))
 
 
 def _has_owner(name: str, owners: set[str]) -> bool:

@@ -50,6 +50,9 @@ def _compare(contents: Contents, method: Method, base: BaseRecord, log: Checklis
     except AdapterHubError as error:
         log.skip("ADP403", WEIGHTS_FILE, f"the model cannot be built on the meta device: {error.message}")
         return
+    log.look("ADP104")
+    for key in view.unknown if method.peft_type != "LORA" else ():
+        log.fault("ADP104", f"{CONFIG_FILE}: {key}", f"is no setting of {method.name} that the PEFT here knows")
     if view.refused is not None:
         log.retract("ADP403", "ADP404")
         log.fault("ADP314", CONFIG_FILE, f"PEFT cannot put it on the base: {view.refused}")

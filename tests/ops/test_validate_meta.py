@@ -232,3 +232,10 @@ def test_classifiers_and_what_their_class_makes_anew(kind, tmp_path, settings):
     assert codes(report) - ALWAYS == lacking and set(report.passed) >= FIT, told(report)
     if kind == "deberta-v2":
         assert "ADP308" in codes(plain)
+
+
+def test_settings_of_a_newer_peft_for_any_method(loaded, base, tmp_path, settings):
+    folder = fresh(loaded, tmp_path / "a", "ia3", {})
+    edit_json(folder / CONFIG, new_scaling="cubic", new_and_off=False)
+    report = validate(folder, meta=True, settings=settings)
+    assert codes(report) - ALWAYS == {"ADP104"} and "new_scaling" in told(report) and "new_and_off" not in told(report)
