@@ -349,7 +349,7 @@ def _resizes(name: str, whole: WholeTensor, source: TensorInfo, search: _Search)
 
 def _refuse_missing(changes: Changes, search: _Search) -> None:
     missing, total = search.missing, len(changes.tensors)
-    some = f"{len(missing)} of its {total} modules are" if len(missing) < total else "none of its modules is"
+    some = f"{len(missing)} of its {total} modules are not" if len(missing) < total else "none of its modules is"
     last = f".{missing[0].rpartition('.')[2]}.weight"
     example = next((name for name in search.tensors if name.endswith(last)), min(search.tensors, default="none"))
     raise IncompatibleError(

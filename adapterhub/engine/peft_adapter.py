@@ -223,7 +223,8 @@ def _refuse_other_targets(adapted: PeftModel, config: Mapping[str, Frozen], meth
         return
     found = getattr(adapted.active_peft_config, "target_modules", None)
     listed = tuple(sorted(found)) if isinstance(found, list | set | tuple) else found
-    if listed != said:
+    # PEFT writes its set of names in any order.
+    if listed != (tuple(sorted(map(str, said))) if isinstance(said, tuple) else said):
         raise _unfit(label, (f"{CONFIG_FILE}: target_modules is {thaw(said)!r}, in this base it is {thaw(listed)!r}",))
 
 

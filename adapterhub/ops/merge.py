@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from adapterhub import __version__
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import find_environment
 from adapterhub.errors import LocalIOError, UnsatisfiedError, UsageError
 from adapterhub.files import new_folder
@@ -20,6 +21,7 @@ from adapterhub.fingerprints import read_config
 from adapterhub.ops import _merged
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._merge_plan import MergePlan, MergeResult
+from adapterhub.ops._task_of import TASK
 from adapterhub.ops._unfinished import Unfinished, merging_into
 from adapterhub.ops.load import layer_label, parse_stack, plan_load
 from adapterhub.package import derive_manifest, name_of_folder, write_manifest
@@ -40,6 +42,8 @@ __all__ = ["MergePlan", "MergeResult", "merge", "plan_merge"]
 
 # A merged adapter is a new package; whoever publishes it chooses a version in the manifest.
 FIRST_VERSION = Version("0.1.0")
+# A head is the adapter's own, and a base's config says nothing of it: such an adapter stays beside its base.
+_HEADLESS = tuple(task.name for task in TASKS.values() if not task.head_modules)
 
 
 def plan_merge(
@@ -73,9 +77,9 @@ def plan_merge(
         verify: run the result against the stack on a few prompts, and keep it only if they agree.
 
     Raises:
-        UsageError: no stack is named and none is the obvious one; a dtype or a size that is none. LocalIOError: `out`
-        holds something, or the disk is too small. IncompatibleError: the stack does not fit the base, or does what no
-        merge can write. What `plan_load` raises.
+        UsageError: no stack is named and none is the obvious one; a dtype or a size that is none; verifying what is not
+        for text generation. LocalIOError: `out` holds something, or the disk is too small. IncompatibleError: the stack
+        does not fit the base, has a head of its own, or does what no merge can write. What `plan_load` raises.
     """
     from adapterhub.algebra.changes import changes_of
     from adapterhub.algebra.combine import combine
@@ -90,7 +94,15 @@ def plan_merge(
     chosen = parse_stack(stack, combination=combination, parameters=parameters)
     _require_stack(chosen, settings, cwd)
     _require_free(out)
-    load = plan_load(stack, base=base, combination=combination, parameters=parameters, settings=settings, cwd=cwd)
+    load = plan_load(
+        stack, base=base, combination=combination, parameters=parameters, settings=settings, cwd=cwd, tasks=_HEADLESS
+    )
+    if verify and load.task != TASK:
+        raise UsageError(
+            f"what is merged is verified on text that {TASK} continues, and this is for {load.task}",
+            where="--verify",
+            hint="leave out --verify",
+        )
     layers = [(layer.package, layer.weight) for layer in load.stack.layers]
     delta = combine(layers, load.rule) if as_adapter else None
     changes = changes_of(delta) if delta is not None else read_stack(layers, load.rule)
