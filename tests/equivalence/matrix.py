@@ -1,0 +1,157 @@
+"""What is exact, as data: method × architecture × way to use an adapter, and why a way is refused where it is.
+
+A cell has one character a way (worlds.PATHS): `=` agrees with plain PEFT's active adapter, a letter is a reason of
+REASONS. `-` instead of four: there is no such adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from adapterhub.errors import AdapterHubError, IncompatibleError
+from tests.equivalence.worlds import ARCHITECTURES, CASES, PATHS, NotHere, World, difference, refusal
+
+# Of the largest value: what another order of float32 sums makes.
+BOUND = 1e-4
+# An adapter that changed less than this would agree whatever was done with it.
+EFFECT = 30 * BOUND
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a way is refused: the error's class, what it says, and the same for people."""
+
+    error: type[AdapterHubError]
+    says: str
+    prose: str
+
+
+_PROMPTS = "PROMPT_TUNING|PREFIX_TUNING|P_TUNING|CARTRIDGE|ADAPTION_PROMPT|SHADOW|BOTTLENECK|BEFT"
+REASONS: Mapping[str, Reason] = {
+    "a": Reason(
+        IncompatibleError,
+        r"cannot be written as a sum of low-rank changes.*peft_type: \w+ is not LoRA",
+        "`--as-adapter` writes a LoRA, and this is no sum of low-rank factors as it stands (`adapt convert` makes a "
+        "LoRA of AdaLoRA, LoHa and LoKr)",
+    ),
+    "b": Reason(
+        IncompatibleError,
+        "cannot be written as a sum of low-rank changes.*(trains biases too|target_parameters)",
+        "trains something beside its factors, which is written into a checkpoint and nowhere else",
+    ),
+    "c": Reason(
+        IncompatibleError,
+        f"adapters of ({_PROMPTS}) cannot be merged here",
+        "no weight of the base says what it says: a prompt, a network beside a layer, a bias on its output",
+    ),
+    "d": Reason(
+        IncompatibleError,
+        f"adapters of (?!({_PROMPTS}) )\\w+ cannot be merged here",
+        "`adapt run` folds it into the weights in memory, by PEFT's own merge; `adapt merge` does not write it",
+    ),
+    "e": Reason(
+        IncompatibleError,
+        r"2 of its 4 modules are not in this base model: they would be left out silently.*decoder\.embed_tokens",
+        "names an encoder's and a decoder's embeddings too, which a checkpoint stores under one name; `adapt run` "
+        "loads it",
+    ),
+}
+
+
+def classify(outcome: Any, active: Any) -> str:
+    """Return the character of one way's outcome; `!` for a disagreement, `?` for an unexpected refusal."""
+    if not isinstance(outcome, AdapterHubError):
+        return "=" if difference(outcome, active) <= BOUND else "!"
+    told = refusal(outcome)
+    for letter, reason in REASONS.items():
+        if type(outcome) is reason.error and re.search(reason.says, told, re.DOTALL):
+            return letter
+    return "?"
+
+
+def cell(world: World, case: str) -> tuple[str, list[str]]:
+    """Return a cell as it is now, and what to know of it if it should be another."""
+    try:
+        world.make(case)
+    except NotHere as error:
+        return "-", [str(error)]
+    try:
+        active = world.active(case)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        return "-", [f"plain PEFT cannot run it: {refusal(error)}"]
+    assert difference(active, world.bare) > EFFECT, f"{case}: does next to nothing"
+    outcomes = {path: world.outcome(path, case) for path in PATHS}
+    notes = [
+        f"{path}: {refusal(item)}" if isinstance(item, AdapterHubError) else f"{path}: {difference(item, active):.1e}"
+        for path, item in outcomes.items()
+    ]
+    agreeing = [active, *(item for item in outcomes.values() if not isinstance(item, AdapterHubError))]
+    code = "".join(classify(item, active) for item in outcomes.values())
+    if "!" not in code and any(difference(one, other) > BOUND for one in agreeing for other in agreeing):
+        code += "!"
+    return code, notes
+
+
+def expected() -> dict[str, dict[str, str]]:
+    """Return the cells of CELLS: case → architecture → characters."""
+    lines = CELLS.strip().splitlines()
+    assert lines[0].split() == list(ARCHITECTURES)
+    rows = {}
+    for line in lines[1:]:
+        case, *cells = re.split(r"  +", line.strip())
+        rows[case] = dict(zip(ARCHITECTURES, cells, strict=True))
+    assert list(rows) == list(CASES)
+    return rows
+
+
+CELLS = """
+                    llama  gpt2   bert   t5     bloom  neox   moe
+lora                ====   ====   ====   ====   ====   ====   ====
+dora                ====   ====   ====   ====   ====   ====   ====
+adalora             =a==   =a==   =a==   =a==   =a==   =a==   =a==
+loha                =a==   -      =a==   =a==   =a==   =a==   =a==
+lokr                =a==   -      =a==   =a==   =a==   =a==   =a==
+oft                 =a==   -      =a==   =a==   =a==   =a==   =a==
+boft                =a==   -      =a==   =a==   =a==   =a==   =a==
+vera                =a==   =a==   =a==   =a==   =a==   =a==   =a==
+ia3                 =a==   =a==   =a==   =a==   =a==   =a==   =a==
+ln_tuning           =a==   =a==   =a==   =a==   =a==   =a==   =a==
+trainable_tokens    =a==   =a==   =a==   =ae=   =a==   =a==   =a==
+prompt_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
+p_tuning            =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
+prefix_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   -      =ac=
+cartridge           =ac=   =ac=   =ac=   =ac=   =ac=   -      =ac=
+adaption_prompt     =ac=   =ac=   -      -      -      -      -
+pvera               =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+vblora              =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+randlora            =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+gralora             =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+glora               =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+hira                =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+unilora             =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+tinylora            =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+miss                =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+delora              =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+deft                =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+peanut              =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+supertuning         =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+road                =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+beft                =ac=   -      =ac=   =ac=   =ac=   =ac=   =ac=
+hra                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+osf                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+fourierft           =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+waveft              =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
+c3a                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+shira               =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+shadow              =ac=   =ac=   -      -      =ac=   =ac=   =ac=
+lora, two           ====   ====   ====   ====   ====   ====   ====
+lora, rsLoRA        ====   ====   ====   ====   ====   ====   ====
+lora, all-linear    ====   ====   ====   ====   ====   ====   bb==
+lora, biases        bb==   bb==   bb==   bb==   bb==   bb==   bb==
+lora, experts       -      -      -      -      -      -      bb==
+bottleneck          =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
+bitfit              -      =a==   =a==   -      =a==   =a==   -
+"""
