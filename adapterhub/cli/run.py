@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.cli import console, options
+from adapterhub.cli._batch import refuse_misplaced, run_batch
 from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
 from adapterhub.errors import LocalIOError, UsageError
 from adapterhub.ops import run
+from adapterhub.ops.batch import DEFAULT_BATCH_SIZE, plan_batch
 from adapterhub.ops.load import Loaded, load_planned
 from adapterhub.ops.predict import predict_planned
-from adapterhub.settings import read_settings
+from adapterhub.settings import Settings, read_settings
 from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
+
+if TYPE_CHECKING:
+    from adapterhub.ops.chat import ChatPlan
 
 
 @click.command("run", epilog='Example:  adapt run --stack medical,spanish "Was tun bei Fieber?"')
@@ -26,6 +32,16 @@ from adapterhub.spec.generation import DEFAULT_MAX_NEW_TOKENS, Generation
 @options.combination_options(seed="--combination-seed")
 @click.option("--context", metavar="TEXT", help="What a question is about; of a pair to classify, the second text.")
 @click.option("--context-file", type=click.Path(path_type=Path), metavar="FILE", help="The same, read from a file.")
+@click.option(
+    "--batch",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Answer every row of a JSONL file: prompt or messages, and stack where a row has its own. Needs --out.",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Where the rows go with their answers.")
+@click.option(
+    "--batch-size", type=int, metavar="N", help=f"Answer so many rows at a time. Default: {DEFAULT_BATCH_SIZE}."
+)
 @click.option("--system", metavar="TEXT", help="A system prompt, where the base's chat template takes one.")
 @click.option("--raw", is_flag=True, help="Leave the chat template out: the model goes on with the prompt's text.")
 @click.option(
@@ -62,6 +78,9 @@ def command(
     normalize: bool | None,
     context: str | None,
     context_file: Path | None,
+    batch: Path | None,
+    out: Path | None,
+    batch_size: int | None,
     system: str | None,
     raw: bool,
     max_new_tokens: int | None,
@@ -84,12 +103,15 @@ def command(
     """Ask a stack of adapters for what its task gives; text is printed as it comes.
 
     PROMPT is one user's turn for a base with a chat template, else text to go on from; without it (or as -) it is read
-    from a pipe, less the line break at its end. Without --stack: the project's `default` stack, else its only adapter,
-    else the bare base model.
+    from a pipe, less the line break at its end. Without it on a terminal it is a chat: /help lists what can be said
+    there beside messages, Ctrl-C stops an answer, Ctrl-D ends. Without --stack: the project's `default` stack, else its
+    only adapter, else the bare base model.
 
     For adapters of other tasks PROMPT is a text to classify (a line a label, the likeliest first), to tag (a line an
     entity, with its characters), to rewrite, or to embed (a line of JSON), or a question about --context; there may be
     several, from a pipe one a line.
+
+    With --batch the prompts are a file's, grouped by stack over one base. Cut off, the same command goes on.
     """
     generation = Generation.checked(
         max_new_tokens=max_new_tokens,
@@ -102,26 +124,38 @@ def command(
     )
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
     quantization = options.quantization_of(load_in_4bit, load_in_8bit, bnb_4bit_quant_type, bnb_4bit_use_double_quant)
-    settings, texts = read_settings(), _prompts(prompts)
-    about = _context(context, context_file)
+    settings, about = read_settings(), _context(context, context_file)
+    asked: dict[str, Any] = {
+        "stack": stack,
+        "base": base,
+        "combination": combination,
+        "parameters": parameters,
+        "system": system,
+        "raw": raw,
+        "generation": generation,
+        "device": device,
+        "dtype": dtype,
+        "quantization": quantization,
+        "settings": settings,
+    }
+    refuse_misplaced(batch, out, batch_size, len(prompts), about is not None)
+    if batch is not None and out is not None:
+        source, target = batch, out
+        run_batch(
+            lambda: plan_batch(source, target, batch_size=batch_size, **asked),
+            settings=settings,
+            yes=yes,
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        return
+    if not prompts and not as_json and sys.stdin.isatty() and sys.stdout.isatty():
+        _chat(asked, about, settings=settings, yes=yes, dry_run=dry_run)
+        return
+    texts = _prompts(prompts)
 
     def planned() -> run.RunPlan:
-        return run.plan_run(
-            texts,
-            by_line=prompts in ((), ("-",)),
-            context=about,
-            stack=stack,
-            base=base,
-            combination=combination,
-            parameters=parameters,
-            system=system,
-            raw=raw,
-            generation=generation,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            settings=settings,
-        )
+        return run.plan_run(texts, by_line=prompts in ((), ("-",)), context=about, **asked)
 
     if dry_run:
         console.print_plan(plan_with_base(planned, verb="run", settings=settings), as_json=as_json)
@@ -142,6 +176,21 @@ def command(
         console.write("\n")
 
 
+def _chat(asked: dict[str, Any], context: str | None, *, settings: Settings, yes: bool, dry_run: bool) -> None:
+    """Converse on a terminal; where nobody converses, say what a prompt would look like."""
+    from adapterhub.cli._chat import run_chat
+    from adapterhub.ops.chat import plan_chat
+
+    if context is not None:
+        raise UsageError("there is no prompt", hint='adapt run --context TEXT "…"')
+    if dry_run:
+        console.print_plan(plan_with_base(lambda: plan_chat(**asked), verb="run", settings=settings))
+        return
+    plan = with_base(lambda: plan_chat(**asked), settings=settings, yes=yes)
+    _tell(plan)
+    run_chat(plan, settings=settings)
+
+
 def _predict(plan: run.RunPlan, loaded: Loaded, *, as_json: bool) -> None:
     """Print what a stack tells of texts; of several each under its text, but for what is a line a text."""
     found = predict_planned(plan, loaded=loaded)
@@ -158,7 +207,7 @@ def _predict(plan: run.RunPlan, loaded: Loaded, *, as_json: bool) -> None:
             console.print_lines(item.lines())
 
 
-def _tell(plan: run.RunPlan) -> None:
+def _tell(plan: run.RunPlan | ChatPlan) -> None:
     if plan.load.chosen is not None:
         console.say(f"using {plan.load.chosen}")
     for warning in plan.warnings:

@@ -298,14 +298,15 @@ def batch(plan: BatchPlan, *, progress: Progress = SILENT) -> BatchResult:
     began = time.perf_counter()
     digests = dict(pair for group in plan.groups for pair in _digest(plan, group))
     partial = partial_of(plan.out)
-    done, stale = kept_answers(partial, [digests[number] for number in sorted(digests)])
+    numbered = [digests[number] for number in sorted(digests)]
+    done, stale = kept_answers(partial, numbered)
     if stale:
         progress.note(f"{stale} answers of an earlier run are for other rows or settings, and are made anew")
     if done:
         progress.note(f"going on: {len(done)} of {len(digests)} rows are answered")
     kept = len(done)
     with answer_file(partial, seed=plan.seed if plan.generation.seed is None else None) as file:
-        with _told_when_cut(done, len(digests), progress), progress.task("rows", total=len(digests)) as task:
+        with _told_when_cut(partial, numbered, progress), progress.task("rows", total=len(digests)) as task:
             task.advance(kept)
             if kept < len(digests):
                 _Run(plan, digests, done, file, task, progress).go()
@@ -315,12 +316,16 @@ def batch(plan: BatchPlan, *, progress: Progress = SILENT) -> BatchResult:
 
 
 @contextmanager
-def _told_when_cut(done: dict[int, Answer], total: int, progress: Progress) -> Iterator[None]:
+def _told_when_cut(partial: Path, digests: Sequence[str], progress: Progress) -> Iterator[None]:
+    """Say how many answers there are where the block does not end well; the file knows, whatever was cut."""
     try:
         yield
     except BaseException:
-        if done:
-            progress.note(f"{len(done)} of {total} rows are answered and kept; the same command goes on with the rest")
+        count = len(kept_answers(partial, digests)[0])
+        if count:
+            progress.note(
+                f"{count} of {len(digests)} rows are answered and kept; the same command goes on with the rest"
+            )
         raise
 
 

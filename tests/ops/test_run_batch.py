@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from adapterhub.cli.main import main
 from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, LocalIOError, UsageError
 from adapterhub.ops._batch_answers import partial_of
 from adapterhub.ops.batch import BatchPlan, batch, plan_batch
@@ -338,3 +340,47 @@ def test_killed_and_run_again_it_ends_with_the_answers_of_an_uncut_run(world: Wo
     out.unlink()
     batch(plan(world, generation=Generation(max_new_tokens=20), batch_size=1))
     assert answers(world) == told
+
+
+@pytest.mark.engine
+def test_the_command_keeps_what_is_done_at_ctrl_c_and_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = write(world, *({"prompt": f"row {number}"} for number in range(12))), world.root / "out.jsonl"
+    monkeypatch.chdir(world.project)
+    command = ["run", "--batch", str(source), "--out", str(out), "--batch-size", "1", "--max-new-tokens", "30"]
+    command += ["--device-map", "cpu", "--dtype", "float32"]
+    partial, ended = partial_of(out), threading.Event()
+
+    def interrupt() -> None:
+        while not ended.wait(0.002):
+            if partial.is_file() and partial.stat().st_size:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    try:
+        assert main(command) == 130
+    finally:
+        ended.set()
+        watcher.join()
+    assert "the same command goes on with the rest" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rows"], 0 < told["kept"] < 12) == (12, True)
+    assert [row["prompt"] for row in answers(world)] == [f"row {number}" for number in range(12)]
+
+
+def test_options_of_a_batch_stand_together(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(write(world, {"prompt": "a"}))
+    for words, told in (
+        (["--batch", source], "--out out.jsonl"),
+        (["--out", "x.jsonl"], "--out is for --batch"),
+        (["--batch-size", "2"], "--batch-size is for --batch"),
+        (["--batch", source, "--out", "x.jsonl", "a prompt"], "another has no place"),
+        (["--batch", source, "--out", "x.jsonl", "--context", "c"], "a context has no place"),
+    ):
+        assert main(["run", *words]) == 2
+        assert told in capsys.readouterr().err
