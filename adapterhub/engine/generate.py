@@ -55,16 +55,21 @@ def encode_prompt(
         prompt = Prompt(ids=ids, stops=stops, context=ids[-_CONTEXT:])
     else:
         messages = [{"role": "system", "content": system}] if system is not None else []
-        rendered = _render(tokenizer, [*messages, {"role": "user", "content": text}])
+        rendered = render_turns(tokenizer, [*messages, {"role": "user", "content": text}])
         # The template writes the special tokens itself.
         ids = tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
-        prompt = Prompt(ids=ids, stops=tuple(dict.fromkeys((*stops, *_turn_end(tokenizer)))))
+        prompt = Prompt(ids=ids, stops=tuple(dict.fromkeys((*stops, *turn_ends(tokenizer)))))
     if not prompt.ids:
         raise UsageError("the prompt is empty: the tokenizer makes no token of it")
     return prompt
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+def render_turns(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """Return a conversation by the chat template, up to where the assistant's next turn begins.
+
+    Raises:
+        UsageError: the template refuses the turns.
+    """
     from jinja2.exceptions import TemplateError
 
     try:
@@ -75,7 +80,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) 
         ) from error
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def turn_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Return the token that ends the assistant's turn in the chat template; not every base calls it end of sequence."""
     from jinja2.exceptions import TemplateError
 
@@ -172,10 +177,10 @@ def generate(
     # An encoder reads the prompt; the decoder then begins with a token of its own.
     encodes = bool(model.config.is_encoder_decoder)
     if encodes:
-        _room(model.config, len(prompt.ids) - 1, 1, taken=trained_prompt(model))
+        room_of(model.config, len(prompt.ids) - 1, 1, taken=trained_prompt(model))
     before = 1 if encodes else len(prompt.ids)
-    new_tokens = _room(model.config, before, options.max_new_tokens, taken=0 if encodes else trained_prompt(model))
-    stops = _stop_ids(model.generation_config.eos_token_id, prompt.stops)
+    new_tokens = room_of(model.config, before, options.max_new_tokens, taken=0 if encodes else trained_prompt(model))
+    stops = stop_ids(model.generation_config.eos_token_id, prompt.stops)
     streamer = _Streamer(TokenText(tokenizer, () if encodes else prompt.context), frozenset(stops), write)
     ids = torch.tensor([prompt.ids], device=model.device)
     if options.seed is not None:
@@ -189,7 +194,7 @@ def generate(
         use_cache=True,
         do_sample=options.do_sample,
         eos_token_id=list(stops) or None,
-        pad_token_id=_pad_id(tokenizer, stops),
+        pad_token_id=padding_id(tokenizer, stops),
         **_given(options),
     )
     made = output[0, before:].tolist()
@@ -207,7 +212,7 @@ def trained_prompt(model: PreTrainedModel) -> int:
     return int(getattr(config, "num_virtual_tokens", None) or 0)
 
 
-def _room(config: PreTrainedConfig, prompt: int, wanted: int | None, *, taken: int = 0) -> int:
+def room_of(config: PreTrainedConfig, prompt: int, wanted: int | None, *, taken: int = 0) -> int:
     """Return how many tokens to generate: as many as wanted, if the model has positions for them beside `taken`."""
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
@@ -225,12 +230,12 @@ def _room(config: PreTrainedConfig, prompt: int, wanted: int | None, *, taken: i
     )
 
 
-def _stop_ids(configured: int | list[int] | None, others: Sequence[int]) -> tuple[int, ...]:
+def stop_ids(configured: int | list[int] | None, others: Sequence[int]) -> tuple[int, ...]:
     own = [] if configured is None else [configured] if isinstance(configured, int) else configured
     return tuple(dict.fromkeys((*own, *others)))
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> int:
+def padding_id(tokenizer: PreTrainedTokenizerBase, stops: Sequence[int]) -> int:
     """Return a token for generate's padding, which one sequence never has; it asks for one all the same."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stops), 0)
 

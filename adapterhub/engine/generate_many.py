@@ -37,7 +37,7 @@ def room_for(model: PreTrainedModel, prompt: one.Prompt, options: Generation) ->
     Raises:
         UsageError: prompt and answer do not fit in the model's context.
     """
-    return one._room(model.config, len(prompt.ids), options.max_new_tokens, taken=one.trained_prompt(model))
+    return one.room_of(model.config, len(prompt.ids), options.max_new_tokens, taken=one.trained_prompt(model))
 
 
 def batches_of(
@@ -119,8 +119,8 @@ def _generated(
     import torch
 
     room = min(room_for(model, prompt, options) for prompt in prompts)
-    stops = one._stop_ids(model.generation_config.eos_token_id, prompts[0].stops)
-    pad = one._pad_id(tokenizer, stops)
+    stops = one.stop_ids(model.generation_config.eos_token_id, prompts[0].stops)
+    pad = one.padding_id(tokenizer, stops)
     width = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros_like(ids)

@@ -20,10 +20,10 @@ def encode_turns(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[
     """
     if not tokenizer.chat_template:
         raise UsageError("the base model's tokenizer has no chat template, so turns have no place", hint="use prompts")
-    rendered = one._render(tokenizer, [dict(message) for message in messages])
+    rendered = one.render_turns(tokenizer, [dict(message) for message in messages])
     # The template writes the special tokens itself.
     ids = tuple(tokenizer(rendered, add_special_tokens=False).input_ids)
     if not ids:
         raise UsageError("the conversation is empty: the tokenizer makes no token of it")
     ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    return one.Prompt(ids=ids, stops=tuple(dict.fromkeys((*ends, *one._turn_end(tokenizer)))))
+    return one.Prompt(ids=ids, stops=tuple(dict.fromkeys((*ends, *one.turn_ends(tokenizer)))))

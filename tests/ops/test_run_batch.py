@@ -20,10 +20,13 @@ from adapterhub.ops.batch import BatchPlan, batch, plan_batch
 from adapterhub.ops.run import plan_run, run
 from adapterhub.settings import Settings
 from adapterhub.spec.generation import Generation
+from adapterhub.spec.quantization import Quantization
 from tests.factory import tiny_gpt2, tiny_llama
 from tests.ops.world import Notes, World
 
 GREEDY = Generation(max_new_tokens=8)
+# Merged by PEFT; a prompt before the text; a model of PEFT's over the base.
+OTHERS = ("ia3", "prefix_tuning", "shadow")
 
 
 @pytest.fixture
@@ -384,3 +387,29 @@ def test_options_of_a_batch_stand_together(world: World, capsys: pytest.CaptureF
     ):
         assert main(["run", *words]) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.engine
+def test_adapters_of_other_methods_are_answered_by_a_base_read_anew(world: World, tmp_path: Path) -> None:
+    from tests.engine.test_peft_adapter import adapter
+
+    stacks = [str(world.build("lora", lora_alpha=200)), *(str(adapter(world.base, c, tmp_path / c)) for c in OTHERS)]
+    rows = [{"prompt": prompt, "stack": stack} for prompt in ("hello", "a longer prompt") for stack in stacks]
+    batch(plan(world, *rows))
+    made = answers(world)
+    assert [row["completion"] for row in made] == [alone(world, row["prompt"], row["stack"]) for row in rows]
+    assert len({row["completion"] for row in made[: len(stacks)]}) > 1
+
+
+@pytest.mark.engine
+def test_stacks_take_turns_beside_packed_weights(tmp_path: Path, settings: Settings) -> None:
+    world = World(root=tmp_path, settings=settings, base=tiny_llama(tmp_path / "base", hidden=64))
+    world.yaml("base_model: tiny-llama\n")
+    world.add_base(world.base)
+    packed = Quantization(load_in_4bit=True)
+    stacks = ["", str(world.build("one", lora_alpha=200)), str(world.build("two", seed=1, lora_alpha=200)), ""]
+    batch(plan(world, *({"prompt": "hello", "stack": stack} for stack in stacks), quantization=packed, batch_size=1))
+    options = {"settings": settings, "cwd": world.project, "device": "cpu", "dtype": "float32", "quantization": packed}
+    told = [run(plan_run("hello", stack=stack, generation=GREEDY, **options)).text for stack in stacks]
+    assert [row["completion"] for row in answers(world)] == told
+    assert len(set(told)) > 1
