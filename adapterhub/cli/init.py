@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from adapterhub.cli import completing, console, options
-from adapterhub.settings import Settings, read_settings
+from adapterhub.settings import read_settings
 
 
 @click.command("init", epilog="Example:  adapt init faq.csv --base HuggingFaceTB/SmolLM2-135M-Instruct")
@@ -17,14 +17,18 @@ from adapterhub.settings import Settings, read_settings
     "--base",
     metavar="NAME",
     shell_complete=completing.bases,
-    help="The base model, by its name in `adapt base list`. Default: the only one there is, else it is asked for.",
+    help="The base model, by its name in `adapt base list`. Default: the only one that fits, else it is asked for.",
 )
+@click.option("--task", metavar="NAME", help="What to learn, as SEQ_CLS. Default: what the columns and the base say.")
+@click.option("--method", metavar="NAME", default="lora", show_default=True, help="How to adapt the base.")
 @click.option(
     "--out", type=options.FILE, default=Path("recipe.yaml"), show_default=True, help="The recipe. Never overwritten."
 )
 @click.option("--dry-run", is_flag=True, help="Print the recipe, and write nothing.")
 @options.json_option
-def command(data: Path, base: str | None, out: Path, dry_run: bool, as_json: bool) -> None:
+def command(
+    data: Path, base: str | None, task: str | None, method: str, out: Path, dry_run: bool, as_json: bool
+) -> None:
     """Write a commented recipe for DATA: its columns recognised, its lengths measured, the rest proposed.
 
     DATA is JSONL, JSON, CSV, TSV, Parquet or text, and lies in the recipe's folder or below it.
@@ -32,7 +36,9 @@ def command(data: Path, base: str | None, out: Path, dry_run: bool, as_json: boo
     from adapterhub.ops.init import init, plan_init
 
     settings = read_settings()
-    plan = plan_init(data, base=base or _ask(settings), out=out, settings=settings)
+    asking = sys.stdin.isatty() and sys.stderr.isatty()
+    choose = _ask if asking else None
+    plan = plan_init(data, base=base, task=task, method=method, out=out, settings=settings, choose=choose)
     if not dry_run:
         init(plan)
     if as_json:
@@ -47,12 +53,7 @@ def command(data: Path, base: str | None, out: Path, dry_run: bool, as_json: boo
     console.say(f"nothing was written (--dry-run): {out}" if dry_run else f"next: adapt data inspect {out}")
 
 
-def _ask(settings: Settings) -> str | None:
-    """Ask for the base model where there are several and somebody to ask; None leaves it to the plan."""
-    from adapterhub.ops.init import causal_bases
-
-    known = causal_bases(settings)
-    if len(known) < 2 or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return None
+def _ask(known: tuple[str, ...]) -> str:
+    """Ask which of several base models to take."""
     answer: str = click.prompt("Base model", type=click.Choice(known), default=known[0], err=True)
     return answer

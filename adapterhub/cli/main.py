@@ -102,7 +102,9 @@ COMMANDS: tuple[Row, ...] = (
     Row("verify", "adapterhub.cli.verify:command", "Manage", "Compare every installed byte with its digest."),
     Row("gc", "adapterhub.cli.gc:command", "Manage", "Remove from the store what no project uses."),
     Row("cache", "adapterhub.cli.cache:command", "Manage", "Show what adapterhub keeps on this disk."),
-    Row("export", "adapterhub.cli.export:command", "Manage", "Pack what is locked, or hand adapters to another engine."),
+    Row(
+        "export", "adapterhub.cli.export:command", "Manage", "Pack what is locked, or hand adapters to another engine."
+    ),
     Row("import", "adapterhub.cli.import_:command", "Manage", "Take in what `adapt export` packed."),
     Row("migrate", "adapterhub.cli.migrate:command", "Manage", "Rewrite files of older formats in the present one."),
     Row("login", "adapterhub.cli.login:command", "Manage", "Log in to the Hugging Face Hub."),

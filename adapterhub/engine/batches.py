@@ -13,6 +13,7 @@ from adapterhub.engine.data import IGNORED, Example, LengthGroupedOrder
 from adapterhub.engine.loss import WORTH_SHARING
 from adapterhub.engine.rows import Row
 from adapterhub.engine.tasks.feature_extraction import PairExample
+from adapterhub.engine.tasks.seq_2_seq_lm import TextPair
 from adapterhub.engine.train import count_steps
 from adapterhub.spec.recipe import DataSpec, TrainingSpec
 
@@ -82,6 +83,11 @@ def batch_of(rows: Sequence[Example], *, shares: bool, ends: bool) -> Batch:
         shared=_shared(rows, width) if shares else 0,
         ends=ends,
     )
+
+
+def text_lengths(row: Example) -> list[int]:
+    """Return how many tokens each text of a row has, what it is to be turned into included."""
+    return [*(len(ids) for ids in _texts(row)), *([len(row.target)] if isinstance(row, TextPair) else [])]
 
 
 def _texts(row: Example) -> list[Sequence[int]]:

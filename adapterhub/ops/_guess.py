@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from adapterhub.engine._task_rows import with_our_names
 from adapterhub.engine.row_files import read_records
 from adapterhub.errors import UsageError
-from adapterhub.spec.data import OPTIONAL_COLUMNS, SHAPES, SourceSpec
+from adapterhub.spec.data import OPTIONAL_COLUMNS, SHAPES, TASK_SHAPES, SourceSpec
 
 _LOOKED_AT = 200
 # Where several shapes fit, the one that says more: Alpaca's own file carries a rendered `text` beside its columns.
@@ -28,16 +29,69 @@ _SAYS: Mapping[str, str] = {
     "prompt_completion": "prompts with completions",
     "text": "plain text",
 }
+# Rows of other tasks than text, with what their last column holds.
+_OTHER_ROWS: tuple[tuple[str, type, str], ...] = (
+    ("TOKEN_CLS", list, "words with their tags"),
+    ("QUESTION_ANS", Mapping, "questions with the stretches of a text that answer them"),
+    ("FEATURE_EXTRACTION", str, "pairs of texts that belong together"),
+)
 _NOT_IN_TEMPLATES = set(".[]{}!:")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guess:
-    """How a file of rows is to be read, and what that makes of it."""
+    """How a file of rows is to be read, and what that makes of it. task: what it is for."""
 
     source: SourceSpec
     says: str
+    task: str = "CAUSAL_LM"
     warnings: tuple[str, ...] = ()
+
+
+def guess_task(folder: Path, name: str) -> Guess | None:
+    """Say which rows that are no texts a file holds: classes, tags, answers, pairs; None where it holds texts.
+
+    Raises:
+        What `read_records` raises.
+    """
+    source = SourceSpec(path=name)
+    if source.file_type == "text":
+        return None
+    records = [data for _, data in islice(read_records(folder, source, hashlib.sha256()), _LOOKED_AT)]
+    found = [data for data in records if not isinstance(data, str)]
+    if not found:
+        return None
+    common = {column for column in found[0] if all(column in data for data in found)}
+    for task, kind, says in _OTHER_ROWS:
+        named = [with_our_names(data, task) for data in found]
+        wanted = SHAPES[TASK_SHAPES[task][0]]
+        if all(isinstance(data.get(column), kind) for data in named for column in wanted[-1:]) and all(
+            column in data for data in named for column in wanted
+        ):
+            if task == "FEATURE_EXTRACTION" and _first(tuple(common), _LABELS) is not None:
+                continue
+            return Guess(source=source, says=says, task=task)
+    return _guess_classes(source, found, tuple(name for name in found[0] if name in common))
+
+
+def _guess_classes(source: SourceSpec, found: Sequence[Mapping[str, object]], common: Sequence[str]) -> Guess | None:
+    """Tell classes by a column of labels that rows share, beside a text."""
+    label = _first(common, _LABELS)
+    if label is None or not all(isinstance(data[label], str | int) for data in found):
+        return None
+    different = len({str(data[label]) for data in found})
+    if different < 2 or different > len(found) / 2:
+        return None
+    named = [with_our_names(data, "SEQ_CLS") for data in found]
+    texts = [name for name in common if name != label and all(isinstance(data[name], str) for data in found)]
+    columns = {} if label == "label" else {"label": label}
+    if not all(isinstance(data.get("text"), str) for data in named):
+        prose = _first(texts, (*_PROSE, *_ASKED)) or (texts[0] if len(texts) == 1 else None)
+        if prose is None:
+            return None
+        columns["text"] = prose
+    says = f"texts with one of {different} classes, {label!r}" + (" …" if len(found) == _LOOKED_AT else "")
+    return Guess(source=replace(source, columns=columns or None), says=says, task="SEQ_CLS")
 
 
 def guess_source(folder: Path, name: str, *, chats: bool) -> Guess:

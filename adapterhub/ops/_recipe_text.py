@@ -7,11 +7,14 @@ import re
 from dataclasses import dataclass
 
 from adapterhub.catalog.families import default_targets
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.ops._guess import Guess
 from adapterhub.spec.data import SAMPLE_BY, SourceSpec
 from adapterhub.spec.recipe import RECIPE_VERSION
 
 SEED = 42
+# Heads that are made anew, and T5, learn at higher rates than texts are gone on with.
+_RATES = {"SEQ_CLS": "1e-3", "TOKEN_CLS": "1e-3", "QUESTION_ANS": "5e-4", "SEQ_2_SEQ_LM": "1e-3"}
 _WORDS = frozenset(["true", "false", "null", "yes", "no", "on", "off", "y", "n"])
 
 
@@ -38,12 +41,12 @@ class Proposal:
     accumulation: int
     epochs: int
     eval_split: float
+    task: str = "CAUSAL_LM"
+    method: str = "lora"
 
 
 def recipe_text(name: str, found: Proposal) -> str:
     """Return the recipe file."""
-    targets = default_targets(found.model_type)
-    modules = targets if isinstance(targets, str) else ", ".join(targets)
     lengths = f"half of the rows have up to {found.median} tokens, 99 % up to {found.most}, the longest {found.longest}"
     sample = "" if found.measured == found.rows else f" ({found.measured:,} rows measured)"
     cut = f"; {found.cut} of the measured are cut" if found.cut else ""
@@ -57,12 +60,8 @@ def recipe_text(name: str, found: Proposal) -> str:
         "# languages: [en]",
         "",
         f"base_model: {_scalar(found.base)}",
-        "method: lora",
-        "hyperparameters:",
-        "  r: 16                         # the rank: 8 to 16, more for much new knowledge",
-        "  lora_alpha: 32                # the update is scaled by lora_alpha / r",
-        f"  # target_modules: left out, the default of this base: {modules}",
-        "task: CAUSAL_LM",
+        *_method_lines(found),
+        f"task: {found.task:<26} # {TASKS[found.task].title}",
         "",
         f"# {found.rows:,} rows: {_comment(found.guess.says)}. `adapt data inspect` shows what is learned of them.",
         "data:",
@@ -72,15 +71,29 @@ def recipe_text(name: str, found: Proposal) -> str:
         f"  max_length: {found.max_length}",
         "",
         "training:                       # transformers' own names",
-        "  learning_rate: 2e-4",
+        f"  learning_rate: {_RATES.get(found.task, '2e-4'):<15} # of the adapter; lower it where the loss jumps",
         f"  num_train_epochs: {found.epochs}           # small data is learned by heart soon: watch the held-out loss",
         f"  per_device_train_batch_size: {found.batch}",
         f"  gradient_accumulation_steps: {found.accumulation}   # {found.batch * found.accumulation} rows a step",
-        "  lr_scheduler_type: cosine",
+        "  lr_scheduler_type: cosine     # falls to nothing at the end",
         "  warmup_steps: 0.05            # below 1: a share of all steps",
-        f"  seed: {SEED}",
+        f"  seed: {SEED}                      # of the adapter's start, the split and the order of rows",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _method_lines(found: Proposal) -> list[str]:
+    if found.method not in ("lora", "dora"):
+        return [f"method: {found.method}", "hyperparameters: {}           # the defaults of docs/methods.md"]
+    targets = default_targets(found.model_type)
+    modules = targets if isinstance(targets, str) else ", ".join(targets)
+    return [
+        f"method: {found.method:<24} # how it is adapted: docs/methods.md",
+        "hyperparameters:",
+        "  r: 16                         # the rank: 8 to 16, more for much new knowledge",
+        "  lora_alpha: 32                # the update is scaled by lora_alpha / r",
+        f"  # target_modules: left out, the default of this base: {modules}",
+    ]
 
 
 def _source_lines(source: SourceSpec) -> list[str]:

@@ -28,6 +28,7 @@ from adapterhub.ops.init import InitPlan, init, plan_init
 from adapterhub.schemas import check
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
+from adapterhub.spec.recipe import Recipe
 from tests.cli.terminal import on_terminal
 from tests.factory import edit_json, tiny_llama
 
@@ -231,7 +232,7 @@ def test_what_is_refused_before_anything_heavy(tmp_path: Path, home: Settings, b
     odd = tiny_llama(tmp_path / "odd", seed=2)
     edit_json(odd / "config.json", architectures=["BertModel"])
     BaseStore(home).add(read_base(odd, BaseModelRef(id="encoder"), "folder"))
-    refused(IncompatibleError, "BertModel, no causal language model", base="encoder")
+    refused(IncompatibleError, r"encoder \(BertModel\) cannot do CAUSAL_LM", base="encoder")
     BaseStore(home).add(read_base(base_folder, BaseModelRef(id="second"), "folder"))
     found = refused(UsageError, "several base models")
     assert "second, tiny-llama" in str(found.hint) and "encoder" not in str(found.hint)
@@ -257,16 +258,87 @@ def test_the_command(
     assert main(["build", "recipe.yaml", "--dry-run"]) == 0
 
 
-def test_the_base_is_asked_for_on_a_terminal(tmp_path: Path, home: Settings, base_folder: Path) -> None:
-    BaseStore(home).add(read_base(base_folder, BaseModelRef(id="second"), "folder"))
+def test_the_base_is_asked_for_on_a_terminal() -> None:
     code = (
         "import io, sys; from pathlib import Path\n"
-        "from adapterhub.cli import init; from adapterhub.settings import Settings\n"
+        "from adapterhub.cli import init\n"
         "class Typed(io.StringIO):\n    def isatty(self): return True\n"
         "sys.stdin = Typed('nope\\ntiny-llama\\n')\n"
-        f"print(); print('chosen', init._ask(Settings(home=Path({str(home.home)!r}))))\n"
+        "print(); print('chosen', init._ask(('second', 'tiny-llama')))\n"
     )
     shown = on_terminal(code)
     assert "Base model (second, tiny-llama) [second]" in shown
     assert "'nope' is not one of" in shown
     assert shown.endswith("chosen tiny-llama\n")
+
+
+# --- other tasks ------------------------------------------------------------------------------------------------------
+
+WORDS = ("good", "bad", "film", "the", "rome", "met")
+
+
+def rows_of(task: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
+    for number in range(30):
+        words = [WORDS[(number * 7 + k) % 6] for k in range(number % 5 + 3)]
+        text = " ".join(words)
+        found.append(
+            {
+                "SEQ_CLS": {"review": text, "sentiment": "ab"[number % 2]},
+                "TOKEN_CLS": {"words": words, "ner_tags": ["B-X" if word == "rome" else "O" for word in words]},
+                "QUESTION_ANS": {
+                    "question": "who?",
+                    "context": f"{text} anna",
+                    "answers": {"text": ["anna"], "answer_start": [len(text) + 1]},
+                },
+                "FEATURE_EXTRACTION": {"anchor": f"{number} {text}", "positive": f"{text} {number}"},
+                "SEQ_2_SEQ_LM": {"source": f"one two {number}", "target": "uno dos"},
+            }[task]
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests.engine.tasks.tiny_bert import tiny_bert
+    from tests.engine.tasks.tiny_seq_2_seq import tiny_t5
+
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "t5").mkdir()
+    return {"tiny-bert": tiny_bert(folder / "bert"), "tiny-t5": tiny_t5(folder / "t5")}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION", "SEQ_2_SEQ_LM"])
+def test_rows_of_every_task_are_recognised_and_build(
+    tmp_path: Path, home: Settings, small: dict[str, Path], task: str
+) -> None:
+    from adapterhub.ops.build import build
+
+    for name, folder in small.items():
+        BaseStore(home).add(read_base(folder, BaseModelRef(id=name), "folder"))
+    data = write(tmp_path, rows_of(task))
+    # Columns of a source and a target fit a decoder as well: which base is meant has to be said.
+    plan = planned(data, home, **({"base": "tiny-t5"} if task == "SEQ_2_SEQ_LM" else {}))
+    init(plan)
+    recipe = read_recipe(plan.path)
+    assert recipe.task == task
+    assert recipe.base_model == ("tiny-t5" if task == "SEQ_2_SEQ_LM" else "tiny-bert")
+    result = build(plan.path, settings=home, out=tmp_path / "out", overrides=["training.max_steps=1"])
+    assert (result.path / "adapter_config.json").is_file()
+
+
+@pytest.mark.engine
+def test_a_task_and_a_method_that_are_named(tmp_path: Path, home: Settings) -> None:
+    data = write(tmp_path, rows_of("SEQ_CLS"))
+    plan = planned(data, home, method="ia3")
+    assert any("an encoder learns SEQ_CLS as well" in warning for warning in plan.warnings)
+    recipe = Recipe.from_data(parse_yaml(plan.text.encode(), where="x"), where="x")
+    assert (recipe.method, recipe.task, recipe.base_model) == ("ia3", "SEQ_CLS", "tiny-llama")
+    both = write(tmp_path, [{"text": f"film {n}", "label": "ab"[n % 2]} for n in range(30)], "both.jsonl")
+    tasks = [planned(both, home, **options).proposal.task for options in ({}, {"task": "CAUSAL_LM"})]
+    assert tasks == ["SEQ_CLS", "CAUSAL_LM"]
+    with pytest.raises(InvalidFileError):
+        planned(data, home, task="TOKEN_CLS")
+    with pytest.raises(UsageError, match="not a task"):
+        planned(data, home, task="SEQ_CLASS")
