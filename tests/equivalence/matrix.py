@@ -78,10 +78,7 @@ def cell(world: World, case: str) -> tuple[str, list[str]]:
         world.make(case)
     except NotHere as error:
         return "-", [str(error)]
-    try:
-        active = world.active(case)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return "-", [f"plain PEFT cannot run it: {refusal(error)}"]
+    active = world.active(case)
     assert difference(active, world.bare) > EFFECT, f"{case}: does next to nothing"
     outcomes = {path: world.outcome(path, case) for path in PATHS}
     notes = [
@@ -122,8 +119,8 @@ ln_tuning           =a==   =a==   =a==   =a==   =a==   =a==   =a==
 trainable_tokens    =a==   =a==   =a==   =ae=   =a==   =a==   =a==
 prompt_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 p_tuning            =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
-prefix_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   -      =ac=
-cartridge           =ac=   =ac=   =ac=   =ac=   =ac=   -      =ac=
+prefix_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
+cartridge           =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 adaption_prompt     =ac=   =ac=   -      -      -      -      -
 pvera               =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
 vblora              =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=

@@ -30,8 +30,7 @@ exported**, in this order:
 
 - ✓ agrees with the active adapter.
 {reasons}
-- – there is no such adapter: PEFT does not put the method on this architecture or cannot run it there, or it has
-  nothing there to train.
+- – there is no such adapter: PEFT does not put the method on this architecture, or it has nothing there to train.
 
 """
 _TAIL = """
