@@ -20,7 +20,7 @@ def test_tasks_are_looked_up_by_pefts_names():
     with pytest.raises(UsageError) as caught:
         task_named("causal_lm")
     assert caught.value.hint == "did you mean CAUSAL_LM?"
-    assert [task.name for task in TASKS.values() if task.buildable] == ["CAUSAL_LM"]
+    assert all(task.buildable for task in TASKS.values()) and len(TASKS) == 6
 
 
 @pytest.mark.engine

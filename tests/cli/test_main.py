@@ -172,7 +172,7 @@ def test_an_ending_runs_what_cleans_up_and_ends_with_143(adapt: Adapt, number: s
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (143, "cleaned up\nterminated\n")
 
 

@@ -374,7 +374,8 @@ def test_recipes_that_have_no_rows_to_measure_on(world: World) -> None:
     with pytest.raises(UsageError, match="holds no row out"):
         plan(world, recipe(world, eval_split=0), stack="")
     with pytest.raises(UsageError, match="SEQ_CLS is not measured"):
-        plan(world, recipe(world, task="SEQ_CLS"), stack="")
+        columns = {"text": "question", "label": "colour"}
+        plan(world, recipe(world, task="SEQ_CLS", template=None, columns=columns), stack="")
 
 
 def test_a_file_that_changes_between_its_two_readings_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
