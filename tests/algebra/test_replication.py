@@ -70,7 +70,9 @@ def test_agrees_with_peft(tmp_path: Path, settings: Settings, dtype: str) -> Non
     plan = plan_merge(tmp_path / "out", stack=str(adapter), verify=True, link=True, settings=settings)
     assert dict(plan.facts())["layers"] == "0 to 2, 1 to 2, 2 to 2"
     result = merge(plan)
-    assert result.agreement is not None and result.agreement.difference < 1e-5 < result.agreement.effect
+    agreed = result.agreement
+    assert agreed is not None and agreed.difference <= agreed.bound < agreed.effect / 10
+    assert agreed.bound == (1e-4 if dtype == "float32" else 2e-3)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert merged.config.num_hidden_layers == 6
     active = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
