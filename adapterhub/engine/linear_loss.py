@@ -23,6 +23,8 @@ def is_frozen_linear(head: Any) -> bool:
 
     if type(head) is not torch.nn.Linear or head._forward_hooks or head._forward_pre_hooks:
         return False
+    if "forward" in vars(head):  # somebody's own, as accelerate's for weights that lie elsewhere
+        return False
     return not any(parameter.requires_grad for parameter in head.parameters())
 
 

@@ -131,6 +131,22 @@ def note_calls(monkeypatch: pytest.MonkeyPatch, head: Any, called: list[int]) ->
     monkeypatch.setattr(type(head), "forward", noted)
 
 
+def test_an_output_layer_that_somebody_watches_is_called() -> None:
+    import torch
+
+    def head() -> Any:
+        return torch.nn.Linear(4, 9).requires_grad_(False)
+
+    assert linear_loss.is_frozen_linear(head())
+    watched, replaced, trained = head(), head(), torch.nn.Linear(4, 9)
+    watched.register_forward_hook(lambda *_: None)
+    replaced.forward = replaced.forward
+    biased = head()
+    biased.bias.requires_grad_(True)
+    for other in (watched, replaced, trained, biased, torch.nn.Identity()):
+        assert not linear_loss.is_frozen_linear(other)
+
+
 def test_losses_weigh_as_they_are_asked_to() -> None:
     """Of each row its own share of the gradient, in 16 bits too; nothing is kept where no gradient is wanted."""
     import torch
