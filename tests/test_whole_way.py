@@ -200,8 +200,14 @@ def test_the_stack_agrees_with_peft_and_the_merged_checkpoint_with_the_stack(wor
     print(errors)
     assert errors["folded"] <= 1.05 * errors["PEFT active"], errors
     assert errors["merged"] <= 1.05 * errors["PEFT active"], errors
-    for one in ids:
-        assert difference(logits_of(checkpoint, one), logits_of(folded, one)) <= 1e-6
+    # One float32 sum and one rounding, in pieces of other sizes: next to nothing differs, and by one unit in the last
+    # place (of 134.5 million weights 3 were seen to).
+    merged_weights, unlike, total = dict(checkpoint.named_parameters()), 0, 0
+    for name, weight in folded.named_parameters():
+        apart = (weight.detach().view(torch.int16).int() - merged_weights[name].detach().view(torch.int16).int()).abs()
+        assert int(apart.max()) <= 1, name
+        unlike, total = unlike + int((apart > 0).sum()), total + weight.numel()
+    assert total > 100_000_000 and unlike <= total / 100_000
 
 
 def held_out_prompts(name: str, count: int) -> list[str]:
