@@ -6,14 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from adapterhub import __version__
 from adapterhub.catalog.tasks import task_named
 from adapterhub.documents import read_json
 from adapterhub.errors import AdapterHubError, InvalidFileError, UsageError
 from adapterhub.files import write_atomic
+from adapterhub.ops._build_lock import package_versions
 from adapterhub.ops._recipes import fill_hyperparameters, find_base, read_recipe_with, refuse_unsupported
 from adapterhub.ops._rows import read_rows
 from adapterhub.ops._trial import TrialResult, run_trial
@@ -26,7 +25,6 @@ from adapterhub.spec.recipe import Recipe
 RESULTS_FOLDER, PACKAGES_FOLDER = "trials", "packages"
 # The lower the better; every other measure is the better the higher it is.
 _LOWER = ("loss", "perplexity")
-_SHAPING = ("torch", "transformers", "peft", "accelerate", "bitsandbytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +132,8 @@ def make_trials(
             "data": [str(file.digest) for file in files],
             "base": base.ref.to_data(),
             "device": device,
-            "packages": {"adapterhub": __version__, **{name: _version(name) for name in _SHAPING}},
+            "threads": settings.threads,
+            "packages": dict(package_versions(read)),
         }
         key = hashlib.sha256(canonical_json(identity)).hexdigest()[:16]
         keep = out / PACKAGES_FOLDER / key if kept else None
@@ -149,13 +148,6 @@ def make_trials(
             )
         )
     return tuple(trials)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _earlier(path: Path, keep: Path | None) -> TrialResult | None:
