@@ -25,6 +25,7 @@ from adapterhub.ops._batch_answers import (
 )
 from adapterhub.ops._batch_rows import BatchRow, read_batch
 from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops._system_prompt import require_place
 from adapterhub.ops.load import LoadPlan, plan_load, truncation_note
 from adapterhub.package import Package
 from adapterhub.progress import SILENT, Progress, Task
@@ -152,10 +153,7 @@ def plan_batch(
     size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"is {size}, it has to be at least 1", where="--batch-size")
-    if raw and system is not None:
-        raise UsageError(
-            "a system prompt has no place: --raw leaves the chat template out", hint="write it into the prompts"
-        )
+    require_place(system, raw=raw, hint="write it into the prompts")
     options = generation if generation is not None else Generation()
     rows = read_batch(source, raw=raw, system=system is not None)
     if out.exists():

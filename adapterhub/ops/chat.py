@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.errors import UsageError
 from adapterhub.ops._blas import limit_blas_threads
+from adapterhub.ops._system_prompt import require_place
 from adapterhub.ops.batch import switcher_of, use
 from adapterhub.ops.load import LoadPlan, layer_label, plan_load, truncation_note
 from adapterhub.progress import SILENT, Progress
@@ -70,8 +71,7 @@ def plan_chat(
         UsageError: a system prompt has no place. What `plan_load` raises: adapters of other tasks than CAUSAL_LM do not
             converse.
     """
-    if raw and system is not None:
-        raise UsageError("a system prompt has no place: --raw leaves the chat template out", hint="leave one out")
+    require_place(system, raw=raw, hint="leave one out")
 
     def load(text: str | None, base: str | None) -> LoadPlan:
         return plan_load(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.errors import UsageError
+from adapterhub.ops._system_prompt import require_place
 from adapterhub.ops.load import Loaded, LoadPlan, layer_data, load_planned, plan_load
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings
@@ -134,10 +135,7 @@ def plan_run(
     texts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
     if not texts or not all(texts):
         raise UsageError("the prompt is empty", hint='adapt run "…", or pipe a prompt in')
-    if raw and system is not None:
-        raise UsageError(
-            "a system prompt has no place: --raw leaves the chat template out", hint="write it into the prompt"
-        )
+    require_place(system, raw=raw, hint="write it into the prompt")
     load = plan_load(
         stack,
         base=base,
