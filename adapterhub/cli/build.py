@@ -22,15 +22,9 @@ if TYPE_CHECKING:
 @click.command("build", epilog="Example:  adapt build recipe.yaml --set training.max_steps=5 --dry-run")
 @click.argument("recipe", type=options.FILE)
 @click.option("--out", type=options.FOLDER, help="The package's folder. Default: dist/NAME-VERSION.")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="FIELD=VALUE",
-    multiple=True,
-    help="Override a field of the recipe, as in training.max_steps=5. May be given several times.",
-)
+@options.set_option("Override a field of the recipe, as in training.max_steps=5. May be given several times.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Short for --set training.seed=N.")
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps. Default: the best that is here.")
+@options.training_device_option
 @click.option(
     "--locked",
     is_flag=True,

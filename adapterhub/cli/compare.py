@@ -24,12 +24,10 @@ _BEST = "← best"
     help="recipe (as written), lora, qlora, full, partial, or any method; may be given several times. "
     "Default: lora, qlora, full.",
 )
-@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Override a field in every training.")
+@options.set_option("Override a field in every training.")
 @click.option("--out", type=options.FOLDER, help="Where results go. Default: dist/NAME-VERSION-compare.")
-@click.option(
-    "--metric", metavar="NAME", help="What the best is judged by. Default: the task's own measure, else eval_loss."
-)
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps. Default: the best that is here.")
+@options.metric_option
+@options.training_device_option
 @yes_option
 @options.dry_run_option
 @options.json_option

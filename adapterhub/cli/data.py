@@ -21,13 +21,7 @@ def command() -> None:
 @command.command("inspect", epilog="Example:  adapt data inspect recipe.yaml --rows 10")
 @click.argument("recipe", type=options.FILE)
 @click.option("--rows", type=click.IntRange(0), default=3, show_default=True, help="How many rows to show.")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="FIELD=VALUE",
-    multiple=True,
-    help="Override a field of the recipe, as in data.max_length=256. May be given several times.",
-)
+@options.set_option("Override a field of the recipe, as in data.max_length=256. May be given several times.")
 @options.json_option
 def inspect(recipe: Path, rows: int, overrides: tuple[str, ...], as_json: bool) -> None:
     """Show rows of RECIPE as the base model will see them, with the tokens that are learned.

@@ -31,6 +31,27 @@ def dry_run_option(function: Decorated) -> Decorated:
     return click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(function)
 
 
+def set_option(help: str) -> Callable[[Decorated], Decorated]:
+    """Add `--set` as the parameter `overrides` (a tuple of `field.below=value`)."""
+    return click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help=help)
+
+
+def training_device_option(function: Decorated) -> Decorated:
+    """Add `--device` as the parameter `device` (text or None): where to train."""
+    return click.option(
+        "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps. Default: the best that is here."
+    )(function)
+
+
+def metric_option(function: Decorated) -> Decorated:
+    """Add `--metric` as the parameter `metric` (text or None): what trainings are judged by."""
+    return click.option(
+        "--metric",
+        metavar="NAME",
+        help="What the best is judged by. Default: the task's own measure, else eval_loss.",
+    )(function)
+
+
 def registry_option(function: Decorated) -> Decorated:
     """Add `--registry` as the parameter `registry` (text or None)."""
     return click.option(

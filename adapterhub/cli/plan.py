@@ -17,13 +17,7 @@ from adapterhub.settings import read_settings
     metavar="NAME",
     help="The device to plan for, from the table in docs/planning.md, or cpu. Default: the best that is here.",
 )
-@click.option(
-    "--set",
-    "overrides",
-    metavar="FIELD=VALUE",
-    multiple=True,
-    help="Override a field of the recipe, as in training.max_steps=5. May be given several times.",
-)
+@options.set_option("Override a field of the recipe, as in training.max_steps=5. May be given several times.")
 @options.json_option
 def command(recipe: Path, device: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Say what training RECIPE takes in memory and time, and what would fit where it does not.

@@ -25,12 +25,10 @@ _BEST = "← best"
 @click.option(
     "--list", "listed", type=options.FILE, help="A YAML list of mappings from fields to values: each is one training."
 )
-@click.option("--set", "overrides", metavar="FIELD=VALUE", multiple=True, help="Override a field in every training.")
+@options.set_option("Override a field in every training.")
 @click.option("--out", type=options.FOLDER, help="Where results and packages go. Default: dist/NAME-VERSION-sweep.")
-@click.option(
-    "--metric", metavar="NAME", help="What the best is judged by. Default: the task's own measure, else eval_loss."
-)
-@click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps. Default: the best that is here.")
+@options.metric_option
+@options.training_device_option
 @yes_option
 @options.dry_run_option
 @options.json_option
