@@ -203,14 +203,7 @@ def load_base(
             output_loading_info=True,
         )
     lacking = sorted(info["missing_keys"]) + sorted(str(item[0]) for item in info["mismatched_keys"])
-    missing = [name for name in lacking if not is_new_head(name, row)]
-    if missing:
-        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise IntegrityError(
-            f"the checkpoint lacks {len(missing)} of the tensors {type(model).__name__} needs: {shown}",
-            where=str(record.path),
-            hint=f"adapt base remove {record.ref.id}, then add it again from a complete folder",
-        )
+    _require_whole(record, model, [name for name in lacking if not is_new_head(name, row)])
     model.requires_grad_(False)
     model.eval()
     if packed_as is not None:
@@ -228,6 +221,17 @@ def load_base(
         # What a bare model lacks is a pooler, which no task of vectors reads.
         made=() if row.bare else tuple(dict.fromkeys(p for name in lacking for p in name.split(".") if p in heads)),
     )
+
+
+def _require_whole(record: BaseRecord, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks weights of the model's body."""
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise IntegrityError(
+            f"the checkpoint lacks {len(missing)} of the tensors {type(model).__name__} needs: {shown}",
+            where=str(record.path),
+            hint=f"adapt base remove {record.ref.id}, then add it again from a complete folder",
+        )
 
 
 @contextmanager
