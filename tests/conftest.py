@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+# The processes of a run share the cores, and a sum over other threads has other last bits: one thread each, here and in
+# every process that a test starts. (torch reads it when it is first imported.)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
@@ -23,6 +29,20 @@ def private_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     for name in ("ADAPTERHUB_REGISTRY", "ADAPTERHUB_DEBUG", "ADAPTERHUB_THREADS", "NO_COLOR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     return home
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let no test that uses torch depend on those before it: the same seed and the same threads for each."""
+    if not any(request.node.get_closest_marker(name) for name in ("engine", "real_model")):
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
