@@ -373,7 +373,8 @@ def hyperparameters_of(config: Mapping[str, Frozen]) -> Mapping[str, Frozen]:
     For LoRA: the hyperparameters of the method's row, and whatever else is set to something (not null, false or empty).
     """
     method = method_of_config(config)
-    named = {row.name for row in method.hyperparameters} if method else set()
+    # Settings of a start are there where it is asked for; a saved adapter has none, and null says nothing.
+    named = {row.name for row in method.hyperparameters if row.kind != "settings"} if method else set()
     found: dict[str, Frozen] = {}
     for key in sorted(config):
         value = config[key]

@@ -139,9 +139,10 @@ def check_hyperparameters(method: Method, given: Mapping[str, object], *, where:
         filled[row.name] = row.default
         if row.name in given:
             filled[row.name] = freeze(given[row.name])
-            if (fault := row.fault(given[row.name])) is not None:
-                faults.add(row.name, fault)
+            for place, fault in row.faults(given[row.name]):
+                faults.add(place, fault)
     if not faults.found:
+        _fill_settings(method, filled, faults)
         _cross_check(method, filled, faults)
     faults.raise_if_any()
     return MappingProxyType(filled)
@@ -153,6 +154,21 @@ def _unknown(method: Method, name: str, known: list[str]) -> str:
     near = suggest(name, known)
     told = f"; did you mean {near!r}?" if near else f"; known: {', '.join(known)}"
     return f"{method.name} has no such hyperparameter{told}"
+
+
+def _fill_settings(method: Method, filled: dict[str, Frozen], faults: Faults) -> None:
+    """Complete the settings of a start where it is asked for; where it is not, there are none.
+
+    Left out, they leave the hyperparameters of all other recipes, and the digests of these, as they were before.
+    """
+    for row in method.hyperparameters:
+        if row.kind != "settings":
+            continue
+        start = row.name.removesuffix("_config")
+        if filled["init_lora_weights"] == start:
+            filled[row.name] = row.complete(filled[row.name])
+        elif filled.pop(row.name) is not None:
+            faults.add(row.name, f"belongs to init_lora_weights: {start}")
 
 
 def _cross_check(method: Method, filled: Mapping[str, Frozen], faults: Faults) -> None:

@@ -135,7 +135,7 @@ def _methods_page() -> str:
         _hyperparameters("lora"),
         "## Methods\n",
         _table(("method", "PEFT type", "what it is", "`build` trains it"), methods),
-        "`method: dora` takes LoRA's hyperparameters.\n",
+        "`method: dora` takes LoRA's hyperparameters, but for `eva` and `eva_config`.\n",
         *(text for row in METHODS.values() if row.buildable for text in _method_section(row)),
         "## Tasks\n",
         _table(("task", "transformers class", "`build` trains it"), tasks),

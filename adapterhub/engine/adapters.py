@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from adapterhub.catalog.tasks import TASKS
 from adapterhub.engine.base import LoadedBase, without_future_warnings
 from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.files import write_atomic
+from adapterhub.progress import SILENT, Progress
 from adapterhub.spec._decode import Frozen, thaw
 from adapterhub.spec.digest import canonical_json
 from adapterhub.spec.lora import ALL_LINEAR
@@ -25,6 +27,8 @@ from adapterhub.spec.manifest import CONFIG_FILE, WEIGHTS_FILE
 if TYPE_CHECKING:
     import torch
     from peft import PeftConfig, PeftModel
+
+    from adapterhub.engine.eva import StartRows
 
 # PEFT keeps these as lists or sets whose order says nothing (and saves sets in random order).
 _UNORDERED = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters")
@@ -77,13 +81,16 @@ def attach(
     seed: int,
     method: str = "lora",
     steps: int | None = None,
+    rows: StartRows | None = None,
+    progress: Progress = SILENT,
 ) -> PeftModel:
     """Put a fresh adapter on a base, its first values drawn from `seed`; the base's own weights take no gradient.
 
     Everything trainable is float32 whatever the base's dtype: the optimizer's small steps would be rounded away in 16
     bits (https://arxiv.org/abs/1710.03740, section 3.1). With a start that changes the base (PiSSA, OLoRA) the base's
-    weights are changed in place. A method that PEFT has not gives an engine.methods.adapted.AdaptedModel, which has
-    what the engine asks of a PeftModel; `full` and `partial` train the base itself.
+    weights are changed in place; one by data (EVA) reads the `rows` of the training. A method that PEFT has not gives
+    an engine.methods.adapted.AdaptedModel, which has what the engine asks of a PeftModel; `full` and `partial` train
+    the base itself.
 
     Raises:
         IncompatibleError: a target module is not in the base, or PEFT cannot adapt it; the method leaves a new head as
@@ -92,6 +99,8 @@ def attach(
     import torch
     from peft import get_peft_model
     from transformers import set_seed
+
+    from adapterhub.engine import eva
 
     hyperparameters = _sparing_head(base, _saving(base, hyperparameters, task), task)
     if is_own(METHODS[method]):
@@ -115,7 +124,12 @@ def attach(
     set_seed(seed)
     try:
         with without_future_warnings():
+            # That an A which lies nowhere would leave room for larger batches.
+            warnings.filterwarnings("ignore", "lora with eva initialization")
             model = get_peft_model(base.model, config)
+        if hyperparameters.get("init_lora_weights") == "eva":
+            eva.begin(model, base, rows, progress)
+            set_seed(seed)  # whatever was drawn: where the start is known from a checkpoint, less is
     except (ValueError, TypeError, AssertionError, IndexError, NotImplementedError) as error:
         raise IncompatibleError(
             f"PEFT cannot put this adapter on the base model: {first_line(error)}", where="hyperparameters", hint=hint
@@ -358,6 +372,9 @@ def _of_twice_the_rank(config: dict[str, Any]) -> dict[str, Any]:
 def _config_data(model: PeftModel, *, base_id: str, base_revision: str | None) -> dict[str, object]:
     config = model.active_peft_config.to_dict()
     config.update(base_model_name_or_path=base_id, revision=base_revision, inference_mode=True, auto_mapping=None)
+    if config.get("init_lora_weights") == "eva":
+        # As trained: whoever loads it needs no data.
+        config.update(init_lora_weights=True, eva_config=None)
     if config.get("tokenizer_name_or_path"):
         config["tokenizer_name_or_path"] = base_id
     for name in _UNORDERED:

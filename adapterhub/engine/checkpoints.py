@@ -30,6 +30,11 @@ CHECKPOINT_VERSION = "1.0"
 _NAME = re.compile(r"step-([0-9]{8,})")
 
 
+def shared_identity(identity: str, processes: int) -> str:
+    """Return what a training is in so many processes: random states are kept of each, another number is another."""
+    return f"{identity} processes={processes}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """What is kept of a training after a step: `state` is a tree of mappings, lists, numbers, text and tensors.

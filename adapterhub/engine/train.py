@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.engine.adapters import after_step, penalty
 from adapterhub.engine.base import LoadedBase, without_future_warnings
-from adapterhub.engine.checkpoints import Checkpoint, Checkpoints
+from adapterhub.engine.checkpoints import Checkpoint, Checkpoints, shared_identity
 from adapterhub.engine.data import IGNORED, Example
 from adapterhub.engine.distributed import Group
 from adapterhub.engine.endings import Endings
@@ -115,8 +115,7 @@ def train(
         training = Training(model, base, examples, spec, pad_id, task or task_engine("CAUSAL_LM"), group, watch)
         training.held_out, training.progress = held_out, progress
         if checkpoints is not None and spec.save_strategy != "no":
-            # Random states are kept a process: another number of them is another training.
-            place, whose = group.tell((str(checkpoints), f"{identity} processes={group.processes}"))
+            place, whose = group.tell((str(checkpoints), shared_identity(identity, group.processes)))
             training.checkpoints = Checkpoints(folder=Path(place), identity=whose, keep=spec.save_total_limit)
         with Endings(active=training.checkpoints is not None, patient=group.processes > 1) as endings:
             training.run(endings)

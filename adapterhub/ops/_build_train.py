@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from adapterhub.errors import BuildError
 from adapterhub.ops._build_plan import BuildPlan
 from adapterhub.ops._package import Trained
-from adapterhub.progress import Progress
+from adapterhub.progress import SILENT, Progress
 from adapterhub.spec.manifest import TRAINING_LOG_FILE
 
 if TYPE_CHECKING:
     from adapterhub.engine.data import Examples
+    from adapterhub.engine.distributed import Group
     from adapterhub.engine.evaluate import RowLosses
     from adapterhub.engine.tasks import TaskEngine
 
@@ -45,7 +48,8 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
     from adapterhub.engine import adapters, evaluate
     from adapterhub.engine.base import load_base
     from adapterhub.engine.data import pad_id
-    from adapterhub.engine.distributed import rank
+    from adapterhub.engine.distributed import Group
+    from adapterhub.engine.eva import StartRows
     from adapterhub.engine.optimize import refuse_unready
     from adapterhub.engine.tasks import task_engine
     from adapterhub.engine.train import HeldOut, train
@@ -79,9 +83,11 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
             task=task,
         )
 
-    measured = measured and rank() == 0  # the first of several processes measures
+    group = Group(base.device)
+    measured = measured and group.first  # the first of several processes measures
     # Before there is an adapter: some begin by changing the base.
     before = measure(base.model, "held-out rows, bare base") if measured and task.own_head else None
+    ranks = _ranks_kept(prepared, group)
     model = adapters.attach(
         base,
         plan.hyperparameters,
@@ -89,6 +95,8 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         seed=recipe.training.seed,
         method=recipe.method,
         steps=plan.training_steps,
+        rows=StartRows(examples=prepared.train.items, spec=recipe.training, task=task, pad_id=filler, ranks=ranks),
+        progress=progress if group.first else SILENT,
     )
     start = adapters.start_of(model)
     trainable = adapters.trainable_parameters(model)
@@ -109,6 +117,11 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         checkpoints=prepared.checkpoints,
         identity=prepared.identity,
     )
+    group.close()
+    if ranks is not None and result.resumed_at is None:
+        raise BuildError(
+            "the checkpoint that was to be gone on from has gone", where=str(prepared.checkpoints), hint="build again"
+        )
     after = measure(model, "held-out rows, with the adapter") if measured else None
     adapters.save(model, folder, base_id=plan.base.ref.id, base_revision=plan.base.ref.revision, start=start)
     return Trained(
@@ -122,6 +135,19 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         trainable=trainable,
         resumed_at=result.resumed_at,
     )
+
+
+def _ranks_kept(prepared: Prepared, group: Group) -> Mapping[str, int] | None:
+    """Return the ranks that a start by data found before this training was interrupted; None where it was not."""
+    from adapterhub.engine.checkpoints import Checkpoints, shared_identity
+    from adapterhub.engine.eva import ranks_of
+
+    spec, folder = prepared.plan.recipe.training, prepared.checkpoints
+    by_data = prepared.plan.hyperparameters.get("init_lora_weights") == "eva"
+    if not by_data or not group.first or folder is None or spec.save_strategy == "no":
+        return None
+    whose = shared_identity(prepared.identity, group.processes)
+    return ranks_of(Checkpoints(folder=folder, identity=whose, keep=spec.save_total_limit).newest()[0])
 
 
 def _metrics(

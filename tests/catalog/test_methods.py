@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from adapterhub.catalog import hyperparameters as rows
@@ -18,7 +20,7 @@ def test_defaults_are_filled_in_and_given_values_kept():
     assert filled["target_modules"] == ("q_proj",)
     assert filled["lora_alpha"] == 32
     assert filled["use_rslora"] is False
-    assert set(filled) == {row.name for row in LORA.hyperparameters}
+    assert set(filled) == {row.name for row in LORA.hyperparameters} - {"eva_config"}
 
 
 def test_no_target_modules_stays_none_for_the_family_to_decide():
@@ -59,9 +61,16 @@ def test_an_unknown_hyperparameter_names_the_nearest():
         ({"target_modules": "all-linear", "layers_to_transform": [0]}, "list of names"),
         ({"init_lora_weights": "pissa_niter_0"}, "not known"),
         ({"init_lora_weights": "pizza"}, "not known"),
-        ({"init_lora_weights": "eva"}, "activations of data before training"),
+        ({"init_lora_weights": "corda"}, "covariance of data before training"),
         ({"init_lora_weights": "loftq"}, "begins with what rounding"),
-        ({"eva_config": {}}, "data before training"),
+        ({"eva_config": {}}, "belongs to init_lora_weights: eva"),
+        ({"corda_config": {}}, "data before training"),
+        ({"init_lora_weights": "eva", "eva_config": 2}, "expected a mapping of settings, found a whole number"),
+        ({"init_lora_weights": "eva", "eva_config": {"rho": 0.5}}, r"eva_config\.rho: must be at least 1"),
+        ({"init_lora_weights": "eva", "eva_config": {"tau": 1.5}}, r"eva_config\.tau: must be at most 1"),
+        ({"init_lora_weights": "eva", "eva_config": {"whiten": 1}}, r"eva_config\.whiten: expected true or false"),
+        ({"init_lora_weights": "eva", "eva_config": {"roh": 2}}, r"eva_config\.roh: there is no .*mean 'rho'"),
+        ({"init_lora_weights": "eva", "eva_config": {"label_mask_value": 0}}, "build's own labels"),
         ({"init_lora_weights": 1}, "not known"),
         ({"use_dora": True}, "dora"),
     ],
@@ -69,6 +78,28 @@ def test_an_unknown_hyperparameter_names_the_nearest():
 def test_wrong_values_are_refused(given, word):
     with pytest.raises(InvalidFileError, match=word):
         check_hyperparameters(LORA, given, where="recipe.yaml")
+
+
+def test_settings_of_a_start_are_there_where_it_is_asked_for():
+    defaults = {"rho": 2.0, "tau": 0.99, "use_label_mask": True, "whiten": False, "adjust_scaling_factors": True}
+    for given, rho in (({}, 2.0), ({"eva_config": None}, 2.0), ({"eva_config": {"rho": 1}}, 1)):
+        found = check_hyperparameters(LORA, {"init_lora_weights": "eva", **given}, where="recipe.yaml")
+        assert found["eva_config"] == {**defaults, "rho": rho}
+    # All other recipes stay what they were.
+    for given in ({}, {"eva_config": None}):
+        assert "eva_config" not in check_hyperparameters(LORA, given, where="recipe.yaml")
+    for given, word in (({"init_lora_weights": "eva"}, "not offered for DoRA"), ({"eva_config": {}}, "for DoRA")):
+        with pytest.raises(InvalidFileError, match=word):
+            check_hyperparameters(METHODS["dora"], given, where="recipe.yaml")
+
+
+@pytest.mark.engine
+def test_settings_of_eva_are_pefts():
+    from peft import EvaConfig
+
+    filled = check_hyperparameters(LORA, {"init_lora_weights": "eva"}, where="recipe.yaml")["eva_config"]
+    theirs = dataclasses.asdict(EvaConfig())
+    assert filled == {name: value for name, value in theirs.items() if name != "label_mask_value"}
 
 
 def test_a_method_that_cannot_be_built_says_so():

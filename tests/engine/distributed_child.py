@@ -1,4 +1,4 @@
-"""One training, in one process or in as many as torchrun starts: `-m tests.engine.distributed_child BASE OUT`."""
+"""One training, in one process or in as many as torchrun starts: `-m tests.engine.distributed_child BASE OUT [eva]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapterhub.engine import adapters
+from adapterhub.engine import adapters, eva
+from adapterhub.engine.distributed import Group
+from adapterhub.engine.tasks import task_engine
 from adapterhub.engine.train import HeldOut, train
 from adapterhub.spec.training import TrainingSpec
 from tests.engine.tiny import Recorder, examples, hyperparameters, load
@@ -21,7 +23,7 @@ SPEC = TrainingSpec(
 )  # fmt: skip
 
 
-def main(place: str, target: str) -> None:
+def main(place: str, target: str, start: str = "") -> None:
     """Train, and have the process that writes write what came of it; the others tell that they ended."""
     import torch
 
@@ -29,7 +31,11 @@ def main(place: str, target: str) -> None:
     rank = int(os.environ.get("RANK", "0"))
     base, out = load(Path(place)), Path(target)
     rows = examples(base, 13)
-    model = adapters.attach(base, hyperparameters(), task="CAUSAL_LM", seed=SPEC.seed)
+    given = {"init_lora_weights": start} if start else {}
+    # By rows that only the first process has: it computes the start for all.
+    read = eva.StartRows(examples=rows if rank == 0 else (), spec=SPEC, task=task_engine("CAUSAL_LM"), pad_id=0)
+    group = Group(base.device)
+    model = adapters.attach(base, hyperparameters(**given), task="CAUSAL_LM", seed=SPEC.seed, rows=read)
     if rank:
         with torch.no_grad():  # as if this process had begun elsewhere
             for parameter in (p for p in model.parameters() if p.requires_grad):
@@ -39,6 +45,7 @@ def main(place: str, target: str) -> None:
         model, base, rows, SPEC, pad_id=0, log=out / f"log-{rank}.jsonl", progress=recorder,
         held_out=HeldOut(examples=rows[:3]), checkpoints=out / "checkpoints", identity="one",
     )  # fmt: skip
+    group.close()
     if rank == 0:
         adapters.save(model, out, base_id="tiny", base_revision=None)
     told = {"loss": result.loss, "tokens": result.tokens, "notes": recorder.notes, "tasks": recorder.tasks}

@@ -21,10 +21,10 @@ from tests.factory import tiny_llama
 pytestmark = pytest.mark.engine
 
 
-def start(base: Path, out: Path, *, processes: int) -> None:
+def start(base: Path, out: Path, *words: str, processes: int) -> None:
     out.mkdir(exist_ok=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "tests.engine.distributed_child", str(base), str(out)]
+    command = [sys.executable, *launcher, "-m", "tests.engine.distributed_child", str(base), str(out), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -65,6 +65,17 @@ def test_two_processes_train_what_one_trains(tmp_path: Path) -> None:
     again, resumed, _ = made(two)
     assert resumed["notes"] == ["going on from the checkpoint of step 4 of 6"]
     assert all(bool((again[name] == tensors[name]).all()) for name in tensors)
+
+
+@pytest.mark.exhaustive
+def test_two_processes_begin_with_the_directions_that_the_first_one_finds(tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    for name, processes in (("one", 1), ("two", 2)):
+        start(base, tmp_path / name, "eva", processes=processes)
+    (expected, result, _), (tensors, shared, _) = (made(tmp_path / name) for name in ("one", "two"))
+    for name, tensor in expected.items():
+        assert (tensor - tensors[name]).abs().max().item() < 1e-5, name
+    assert shared["loss"] == pytest.approx(result["loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("rows", range(1, 20))

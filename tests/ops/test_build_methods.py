@@ -33,6 +33,7 @@ def other(folder: Path, method: str, given: dict[str, Any], **training: Any) -> 
     [
         ("dora", {"r": 4}),
         ("lora", {"r": 4, "init_lora_weights": "pissa"}),
+        ("lora", {"r": 4, "init_lora_weights": "eva", "eva_config": "{rho: 1.5}"}),
         ("adalora", {"init_r": 6, "target_r": 3}),
         ("ia3", {}),
         ("prefix_tuning", {"num_virtual_tokens": 4}),

@@ -16,6 +16,7 @@ from adapterhub.catalog.hyperparameters.row import (
     Hyperparameter,
     bias,
     flag,
+    number,
     rate,
     whole,
 )
@@ -25,11 +26,10 @@ _LORA_START = Hyperparameter(
     name="init_lora_weights",
     kind="any",
     default=True,
-    choices=(True, False, "gaussian", "orthogonal", "pissa", "olora"),
+    choices=(True, False, "gaussian", "orthogonal", "pissa", "olora", "eva"),
     pattern=r"pissa_niter_[1-9][0-9]{0,3}",
     refused=MappingProxyType(
         {
-            "eva": "draws A from the activations of data before training, which is not done here",
             "corda": "needs the covariance of data before training, which is not done here",
             "lora_ga": "needs gradients of data before training, which is not done here",
             "loftq": "begins with what rounding the base to 4 bits loses, which is not done here",
@@ -37,7 +37,24 @@ _LORA_START = Hyperparameter(
         }
     ),
     help="how A and B begin: true leaves the base's output unchanged; pissa, pissa_niter_N and olora begin with "
-    "directions of the base's own weights (https://arxiv.org/abs/2404.02948, https://arxiv.org/abs/2406.01775)",
+    "directions of the base's own weights (https://arxiv.org/abs/2404.02948, https://arxiv.org/abs/2406.01775), eva "
+    "with those of what the training rows put into each module (https://arxiv.org/abs/2410.07170)",
+)
+# PEFT's EvaConfig (peft 0.21.2), with its defaults.
+_EVA_CONFIG = Hyperparameter(
+    name="eva_config",
+    kind="settings",
+    default=None,
+    parts=(
+        number("rho", 2.0, "a module gets at most rho times its rank; with 1, ranks stay as they are", minimum=1.0),
+        number("tau", 0.99, "cosine of a direction before and after a batch from which on it is settled", maximum=1.0),
+        flag("use_label_mask", True, "only learned tokens count; without effect where labels are not of tokens"),
+        flag("whiten", False, "divide each direction by the root of its singular value"),
+        flag("adjust_scaling_factors", True, "other ranks get another alpha: the same lora_alpha / r"),
+    ),
+    refused=MappingProxyType({"label_mask_value": "is the mark in the build's own labels, no choice"}),
+    help="settings of init_lora_weights: eva (rho 2, tau 0.99, use_label_mask true, whiten false, "
+    "adjust_scaling_factors true)",
 )
 
 LORA: tuple[Hyperparameter, ...] = (
@@ -56,9 +73,20 @@ LORA: tuple[Hyperparameter, ...] = (
     *LAYERS,
     SAVED,
     _LORA_START,
+    _EVA_CONFIG,
 )
 
-DORA = tuple(replace(row, default=True) if row.name == "use_dora" else row for row in LORA)
+_NOT_DORA = "is not offered for DoRA"
+_DORA_START = replace(
+    _LORA_START,
+    choices=tuple(word for word in _LORA_START.choices if word != "eva"),
+    refused=MappingProxyType({**_LORA_START.refused, "eva": _NOT_DORA}),
+)
+DORA = tuple(
+    {"use_dora": replace(row, default=True), "init_lora_weights": _DORA_START}.get(row.name, row)
+    for row in LORA
+    if row is not _EVA_CONFIG
+)
 
 ADALORA: tuple[Hyperparameter, ...] = (
     whole("init_r", 12, "rank of every module at the start"),
@@ -94,7 +122,6 @@ _NOT_OFFERED = "is not offered here"
 _LORA_LEFT_OUT = MappingProxyType(
     {
         "runtime_config": "is of no use in training",
-        "eva_config": "needs data before training, which is not done here",
         "corda_config": "needs data before training, which is not done here",
         "lora_ga_config": "needs data before training, which is not done here",
         "loftq_config": "belongs to a start that is not done here",
@@ -124,13 +151,14 @@ _LORA_LEFT_OUT = MappingProxyType(
 TABLES: Mapping[str, tuple[Hyperparameter, ...]] = {"lora": LORA, "dora": DORA, "adalora": ADALORA}
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "lora": _LORA_LEFT_OUT,
-    "dora": _LORA_LEFT_OUT,
+    "dora": MappingProxyType({**_LORA_LEFT_OUT, "eva_config": _NOT_DORA}),
     "adalora": MappingProxyType(
         {
             **_LORA_LEFT_OUT,
             **dict.fromkeys(("bias", "use_rslora", "use_dora", "alpha_pattern"), "is not read by AdaLoRA"),
             "r": "is not read by AdaLoRA; write init_r and target_r",
             "init_lora_weights": "has only one sound value in AdaLoRA",
+            "eva_config": "is not read by AdaLoRA",
             "rank_pattern": "is what AdaLoRA finds in training",
             "total_step": "is the number of steps the recipe trains",
         }

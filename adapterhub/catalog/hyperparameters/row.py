@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from adapterhub.spec._decode import Frozen, kind_of
+from adapterhub.spec._decode import Frozen, freeze, kind_of, suggest
 
-KINDS = ("int", "float", "bool", "str", "names", "mapping", "any")
+KINDS = ("int", "float", "bool", "str", "names", "mapping", "settings", "any")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -18,10 +18,11 @@ _NOTHING: Mapping[str, str] = MappingProxyType({})
 class Hyperparameter:
     """One hyperparameter, by PEFT's name.
 
-    kind: `int`, `float`, `bool`, `str`, `names` (a list of texts, one text, or null), `mapping` (text to number) or
-    `any` (one of `choices`, or a list of whole numbers where there are none). A default of None allows null. minimum,
-    maximum: inclusive. pattern: texts that are taken beside `choices`. refused: words that PEFT knows and that are not
-    taken here, each with the reason. whole: a mapping's numbers are whole ones.
+    kind: `int`, `float`, `bool`, `str`, `names` (a list of texts, one text, or null), `mapping` (text to number),
+    `settings` (a mapping of the hyperparameters in `parts`) or `any` (one of `choices`, or a list of whole numbers
+    where there are none). A default of None allows null. minimum, maximum: inclusive. pattern: texts that are taken
+    beside `choices`. refused: words that PEFT knows and that are not taken here, each with the reason. whole: a
+    mapping's numbers are whole ones.
     """
 
     name: str
@@ -34,6 +35,34 @@ class Hyperparameter:
     pattern: str | None = None
     refused: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     whole: bool = False
+    parts: tuple[Hyperparameter, ...] = ()
+
+    def faults(self, value: object) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with a value, each with the place: the name, or `name.part` within settings."""
+        if self.kind != "settings" or value is None:
+            fault = None if self.kind == "settings" else self.fault(value)
+            if fault is not None:
+                yield self.name, fault
+        elif not isinstance(value, Mapping):
+            yield self.name, f"expected a mapping of settings, found {kind_of(value)}"
+        else:
+            parts = {part.name: part for part in self.parts}
+            for name, item in value.items():
+                if name in parts:
+                    yield from ((f"{self.name}.{place}", fault) for place, fault in parts[name].faults(item))
+                elif name in self.refused:
+                    yield f"{self.name}.{name}", self.refused[name]
+                else:
+                    near = suggest(str(name), parts)
+                    told = f"did you mean {near!r}?" if near else f"known: {', '.join(parts)}"
+                    yield f"{self.name}.{name}", f"there is no such setting; {told}"
+
+    def complete(self, value: Frozen) -> Frozen:
+        """Return settings with a default for every part that they leave out; any other value as it is."""
+        if self.kind != "settings":
+            return value
+        given = value if isinstance(value, Mapping) else {}
+        return freeze({part.name: given.get(part.name, part.default) for part in self.parts})
 
     def fault(self, value: object) -> str | None:
         """Say what is wrong with a value, None where nothing is."""
