@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from adapterhub.engine.fused_layers import fused
 from adapterhub.errors import BuildError
 from adapterhub.spec.training import TrainingSpec
 
@@ -28,7 +29,7 @@ def switched_on(model: Any, spec: TrainingSpec, *, rank: int = 0) -> Iterator[No
         model.config.use_cache = False
     if spec.gradient_checkpointing:
         _checkpoint_activations(model)
-    with _deterministic(spec.full_determinism), _noisy_embeddings(model, spec.neftune_noise_alpha):
+    with _deterministic(spec.full_determinism), _noisy_embeddings(model, spec.neftune_noise_alpha), fused(model):
         yield
 
 

@@ -1,9 +1,10 @@
 """Training an adapter: one loop, read from top to bottom; optimizers, schedules and loggers are transformers'.
 
 What differs from the script that every tutorial shows: batches hold rows of like length, logits are computed for
-labelled tokens alone, the loss of a step is the mean over all its labelled tokens whatever batches and processes it is
-made in, a loss that is not finite stops the build and names the rows, a batch too large for the memory is halved and
-its step taken again, and an interrupted training goes on from its last checkpoint to the same bits.
+labelled tokens alone, layers pass over memory less often (fused_layers.py), the loss of a step is the mean over all its
+labelled tokens whatever batches and processes it is made in, a loss that is not finite stops the build and names the
+rows, a batch too large for the memory is halved and its step taken again, and an interrupted training goes on from its
+last checkpoint to the same bits.
 """
 
 from __future__ import annotations
