@@ -176,7 +176,12 @@ def _bind_change(name: str, change: Change, search: _Search, edits: dict[str, Ed
         assert whole is not None
         source = whole.tensor
     transposed = _transposed(change, source, search)
-    _put_part(found, search.tensors.get(found, source), Part(change=change, transposed=transposed), search, edits)
+    needed = [_locate(need, search)[1] for need in (change.needs if isinstance(change, Rewriting) else ())]
+    others = tuple(tensor for tensor in needed if tensor is not None)
+    if len(others) < len(needed):
+        search.missing.append(change.module)
+    part = Part(change=change, transposed=transposed, others=others)
+    _put_part(found, search.tensors.get(found, source), part, search, edits)
 
 
 def _put_part(name: str, source: TensorInfo, part: Part, search: _Search, edits: dict[str, Edit]) -> None:

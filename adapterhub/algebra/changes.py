@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from adapterhub.algebra.rewrites import Rewrite
+    from adapterhub.algebra.rewrites import Remaker, Rewrite
 
     Floats = NDArray[np.float32]
 
@@ -50,7 +50,7 @@ class Change(Protocol):
         """True when the weight is stored (tokens, length), never the other way."""
         ...
 
-    def load(self) -> LowRank | Rewrite: ...
+    def load(self) -> LowRank | Rewrite | Remaker: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,13 @@ class Rewriting:
     plain: it can only be made where the weight is stored (out, in). follows: of trained rows, a digest of them; a head
     that is tied to the embedding stays so, and has the same rows. optional: nothing is amiss where the base has no such
     tensor. rows: the least number of rows it needs; widest, multiple: what the length of a row is at most, and of.
+    needs: the model's names of other tensors that it is made of.
     """
 
     module: str
     label: str
     shape: Shape
-    loaded: Callable[[], Rewrite]
+    loaded: Callable[[], Rewrite | Remaker]
     rank: int = 0
     embedding: bool = False
     plain: bool = False
@@ -74,8 +75,9 @@ class Rewriting:
     rows: int = 0
     widest: int | None = None
     multiple: int = 1
+    needs: tuple[str, ...] = ()
 
-    def load(self) -> Rewrite:
+    def load(self) -> Rewrite | Remaker:
         """Read it.
 
         Raises:

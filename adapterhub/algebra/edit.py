@@ -15,12 +15,13 @@ class Part:
     """A change of some rows of a tensor, unread.
 
     rows: of the tensor's matrix (see matrix_of), None for all of them. transposed: the weight is stored (in, out), as
-    GPT-2's Conv1D does.
+    GPT-2's Conv1D does. others: further tensors of the base that the change is made of.
     """
 
     change: Change
     rows: slice | None = None
     transposed: bool = False
+    others: tuple[TensorInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

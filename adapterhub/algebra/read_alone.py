@@ -89,11 +89,13 @@ def read_alone(package: Packaged) -> Changes:
     if peft_type in KINDS:
         return _by_rows(package)
     readers = {**METHOD_READERS, "LORA": _read_lora}
-    if peft_type not in readers:
+    if not is_read_here(package):
         raise IncompatibleError(
             f"adapters of {peft_type} cannot be merged here",
             where=label,
-            hint=f"mergeable: LORA, {', '.join(sorted({*KINDS, *readers} - {'LORA'}))}",
+            hint="what stands before or beside the base's weights stays there: adapt run --stack loads it"
+            if (method := method_of_config(package.config)) is not None and method.buildable
+            else None,
         )
     header = read_header(package.path / WEIGHTS_FILE)
     left = {name.removeprefix(KEY_PREFIX): tensor for name, tensor in header.tensors.items()}
@@ -125,6 +127,11 @@ def read_alone(package: Packaged) -> Changes:
         fan_in_fan_out=package.config.get("fan_in_fan_out") is True,
         replication=_spec(package).layer_replication if peft_type == "LORA" else (),
     )
+
+
+def is_read_here(package: Packaged) -> bool:
+    """Say whether a package's method is one whose change is told here, row by row."""
+    return str(package.config.get("peft_type") or "LORA") in {*KINDS, *METHOD_READERS, "LORA"}
 
 
 def _spec(package: Packaged) -> LoraSpec:

@@ -6,7 +6,7 @@ does, is told by `transposed`, and rows are then those of what is stored. Formul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -173,6 +173,35 @@ class Shifted(_Whole):
         assert not transposed
         delta[:] = self.shift[rows, None]
         np.add(base, delta, out=new)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remaker:
+    """A change that is no formula in rows: it has to see the tensor whole, and perhaps others beside it.
+
+    make: takes the stored tensor and those others, each float32 and in the shape that is stored (a vector is one
+    column), and returns what takes the first one's place; it may use its memory.
+    """
+
+    module: str
+    make: Callable[[Floats, Sequence[Floats]], Floats]
+
+    def remade(self, base: Floats, others: Sequence[Floats]) -> Rewrite:
+        """Return the change of this base."""
+        return _Remade(module=self.module, values=self.make(base, others))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Remade(_Whole):
+    """A tensor that is made already. values: (rows, columns), as it is stored."""
+
+    values: Floats
+
+    def apply(self, base: Floats, rows: slice, delta: Floats, new: Floats, *, transposed: bool) -> None:
+        """See Rewrite; as it is stored, it is not to be turned."""
+        del transposed
+        np.copyto(new, self.values[rows])
+        np.subtract(new, base, out=delta)
 
 
 def cayley(skew: Doubles, *, terms: int | None = None) -> Doubles:

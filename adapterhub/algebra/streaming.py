@@ -23,7 +23,7 @@ from adapterhub.algebra.copying import copy_bytes, write_all
 from adapterhub.algebra.delta import LowRank, WholeTensor
 from adapterhub.algebra.edit import Part, matrix_of
 from adapterhub.algebra.reports import ModuleReport, Sums
-from adapterhub.algebra.rewrites import Rewrite
+from adapterhub.algebra.rewrites import Remaker, Rewrite
 from adapterhub.algebra.rows import Floats, Workspace, ends_early, measure
 from adapterhub.algebra.shards import Write, same_file
 from adapterhub.errors import IncompatibleError
@@ -184,7 +184,7 @@ class _PieceWriter:
     def _change(self, write: Write) -> None:
         """Write one tensor that changes: its parts, and the rows between them in the dtype of the output."""
         edit = write.edit
-        path, tensor = self.stream.checkpoint.directory / write.source.file, write.source
+        path, tensor = self._path_of(write.source), write.source
         if edit is not None and edit.whole is not None:
             if not edit.parts and edit.whole.tensor.shape == tensor.shape:
                 self._replace(path, tensor, write.spec, edit.whole)
@@ -205,7 +205,7 @@ class _PieceWriter:
         return self.sources[path]
 
     def _copy(self, tensor: TensorInfo, count: int) -> None:
-        source = self._source(self.stream.checkpoint.directory / tensor.file)
+        source = self._source(self._path_of(tensor))
         if copy_bytes(source, self.target, tensor.start, count, self.stream.advance) != count:
             raise ends_early(tensor)
 
@@ -253,6 +253,9 @@ class _PieceWriter:
     def _merge(self, path: Path, tensor: TensorInfo, spec: TensorSpec, part: Part, own: slice) -> None:
         """Write a part's rows of W + Δ, rounded once, and measure what is left of Δ."""
         loaded, sums = part.change.load(), Sums()
+        if isinstance(loaded, Remaker):
+            beside = [self._whole(self._path_of(other), other) for other in part.others]
+            loaded = loaded.remade(self._whole(path, tensor, own), beside)
         low = loaded if isinstance(loaded, LowRank) else None
         scales = None
         if low is not None and low.magnitude is not None:
@@ -300,6 +303,19 @@ class _PieceWriter:
             )
         scales: Floats = (low.magnitude / norms).astype(np.float32)
         return scales
+
+    def _path_of(self, tensor: TensorInfo) -> Path:
+        return self.stream.checkpoint.directory / tensor.file
+
+    def _whole(self, path: Path, tensor: TensorInfo, own: slice | None = None) -> Floats:
+        """Read all rows of a tensor, or some, into memory of its own."""
+        rows, columns = matrix_of(tensor.shape)
+        own = own or slice(0, rows)
+        values = np.empty((own.stop - own.start, columns), np.float32)
+        for part in self._row_ranges(tensor, own):
+            read = self._read_rows(path, tensor, part).reshape(-1, columns)
+            values[part.start - own.start : part.stop - own.start] = read
+        return values
 
     def _row_ranges(self, tensor: TensorInfo, own: slice) -> Iterator[slice]:
         step = self.space.rows_at_once(matrix_of(tensor.shape)[1])

@@ -87,7 +87,8 @@ def view_on_meta(
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         views = [
-            _view(_build(folder, class_name, labels), config, method, tensors) for class_name in _classes(task, folder)
+            _view(build_on_meta(folder, class_name, labels), config, method, tensors)
+            for class_name in _classes(task, folder)
         ]
     return max(views, key=lambda view: view.met)
 
@@ -112,7 +113,7 @@ def _config_data(folder: Path) -> dict[str, Any]:
     return data
 
 
-def _build(folder: Path, class_name: str, labels: int | None) -> PreTrainedModel:
+def build_on_meta(folder: Path, class_name: str, labels: int | None) -> PreTrainedModel:
     """Build a base of shapes alone."""
     import transformers
 

@@ -6,7 +6,9 @@ compared before, and a config may set only what the method's row offers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -114,17 +116,17 @@ def put_on(
         told = package.config.get("task_type")
         wanted = task or (told if isinstance(told, str) else TASK)
         return own.put_on(model, package.config, state, method=method, task=wanted, where=label)
-    config = _config(package, method, [name for name, _ in model.named_modules()], task or TASK)
-    _refuse_claims(package.config, state, method, label)
+    config = config_of(package, method, [name for name, _ in model.named_modules()], task or TASK)
+    refuse_claims(package.config, state, method, label)
     try:
         with without_future_warnings():
             # Some methods draw at random, or refuse what was saved for running alone, while they train.
             adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING[task or TASK](model, config).eval()
-        _refuse_other_targets(adapted, package.config, method, label)
+        refuse_other_targets(adapted, package.config, method, label)
         _refuse_other_names(adapted, state, label)
         set_peft_model_state_dict(adapted, state)
     except (ValueError, TypeError, RuntimeError, KeyError, AssertionError) as error:
-        raise _unfit(label, (first_line(error),)) from error
+        raise unfit(label, (first_line(error),)) from error
     if bits is not None or not method.foldable:
         return adapted.requires_grad_(False).eval()
     return _merged(adapted, label)
@@ -132,6 +134,7 @@ def put_on(
 
 def _merged(adapted: PeftModel, label: str) -> PreTrainedModel:
     """Write the change into the base's weights, which PEFT then gives back as the model they were."""
+    _part(adapted)
     try:
         with without_future_warnings():
             plain: Any = adapted.merge_and_unload(safe_merge=True)
@@ -144,7 +147,22 @@ def _merged(adapted: PeftModel, label: str) -> PreTrainedModel:
     return plain.requires_grad_(False).eval()
 
 
-def _config(package: Package, method: Method, modules: Sequence[str], task: str) -> PeftConfig:
+def _part(adapted: PeftModel) -> None:
+    """Give what the adapter changes a weight of its own: PEFT would change all that are tied to it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners = Counter(
+        id(module._parameters.get("weight")) for _, module in adapted.named_modules(remove_duplicate=False)
+    )
+    for layer in [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]:
+        base: Any = layer.get_base_layer()
+        if base is layer.base_layer and owners[id(base._parameters.get("weight"))] > 1:
+            layer.base_layer = copy.deepcopy(base)
+            for config in (adapted.config, adapted.config.get_text_config()):
+                config.tie_word_embeddings = False
+
+
+def config_of(package: Package, method: Method, modules: Sequence[str], task: str) -> PeftConfig:
     """Return PEFT's config of a package, made of the settings that are known here and of no others."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -197,7 +215,7 @@ def _try_expressions(config: Mapping[str, Frozen], modules: Sequence[str], *, ra
             spec.rank_of(module)
 
 
-def _refuse_claims(config: Mapping[str, Frozen], state: Mapping[str, torch.Tensor], method: Method, label: str) -> None:
+def refuse_claims(config: Mapping[str, Frozen], state: Mapping[str, torch.Tensor], method: Method, label: str) -> None:
     """Refuse sizes that no tensor has, before memory of that size is taken."""
     if method.name == "lokr":
         return  # its r says from which size on a factor is kept whole, and takes nothing
@@ -213,10 +231,10 @@ def _refuse_claims(config: Mapping[str, Frozen], state: Mapping[str, torch.Tenso
         value = config.get(name)
         known = method.hyperparameter(name) is not None
         if known and isinstance(value, int) and value > limit:
-            raise _unfit(label, (f"{CONFIG_FILE}: {name} is {value}, and no tensor has such a size",))
+            raise unfit(label, (f"{CONFIG_FILE}: {name} is {value}, and no tensor has such a size",))
 
 
-def _refuse_other_targets(adapted: PeftModel, config: Mapping[str, Frozen], method: Method, label: str) -> None:
+def refuse_other_targets(adapted: PeftModel, config: Mapping[str, Frozen], method: Method, label: str) -> None:
     """Refuse modules that a file names where PEFT finds them itself, if it finds others in this base."""
     said = config.get("target_modules")
     if method.targets or said is None:
@@ -225,7 +243,7 @@ def _refuse_other_targets(adapted: PeftModel, config: Mapping[str, Frozen], meth
     listed = tuple(sorted(found)) if isinstance(found, list | set | tuple) else found
     # PEFT writes its set of names in any order.
     if listed != (tuple(sorted(map(str, said))) if isinstance(said, tuple) else said):
-        raise _unfit(label, (f"{CONFIG_FILE}: target_modules is {thaw(said)!r}, in this base it is {thaw(listed)!r}",))
+        raise unfit(label, (f"{CONFIG_FILE}: target_modules is {thaw(said)!r}, in this base it is {thaw(listed)!r}",))
 
 
 def _refuse_other_names(adapted: PeftModel, state: Mapping[str, torch.Tensor], label: str) -> None:
@@ -236,10 +254,10 @@ def _refuse_other_names(adapted: PeftModel, state: Mapping[str, torch.Tensor], l
     faults = [f"{name}: the base has no place for it" for name in state if name not in expected]
     faults += [f"{name}: is not among the weights" for name in expected if name not in state]
     if faults:
-        raise _unfit(label, tuple(faults))
+        raise unfit(label, tuple(faults))
 
 
-def _unfit(label: str, faults: tuple[str, ...]) -> IncompatibleError:
+def unfit(label: str, faults: tuple[str, ...]) -> IncompatibleError:
     more = (f"… and {len(faults) - _SHOWN} more",) if len(faults) > _SHOWN else ()
     return IncompatibleError(
         "does not fit this base model: what finds no place would be left out silently",

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from packaging.version import Version
 
 from adapterhub import __version__
+from adapterhub.catalog.methods import METHODS, Method
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import find_environment
 from adapterhub.errors import LocalIOError, UnsatisfiedError, UsageError
@@ -23,8 +25,8 @@ from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._merge_plan import MergePlan, MergeResult
 from adapterhub.ops._task_of import TASK
 from adapterhub.ops._unfinished import Unfinished, merging_into
-from adapterhub.ops.load import layer_label, parse_stack, plan_load
-from adapterhub.package import derive_manifest, name_of_folder, write_manifest
+from adapterhub.ops.load import LoadPlan, layer_label, parse_stack, plan_load
+from adapterhub.package import Package, derive_manifest, name_of_folder, write_manifest
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
 from adapterhub.spec._decode import freeze
@@ -33,6 +35,7 @@ from adapterhub.spec.plans import Step
 from adapterhub.spec.stack import Parameters, Stack
 
 if TYPE_CHECKING:
+    from adapterhub.algebra.changes import Changes
     from adapterhub.algebra.delta import StackDelta, Truncation
     from adapterhub.algebra.fuse import FuseReport
     from adapterhub.engine.agreement import Agreement
@@ -84,7 +87,6 @@ def plan_merge(
     from adapterhub.algebra.changes import changes_of
     from adapterhub.algebra.combine import combine
     from adapterhub.algebra.fuse import plan_fuse
-    from adapterhub.algebra.read_alone import read_stack
     from adapterhub.algebra.shards import read_size
 
     settings = settings if settings is not None else read_settings()
@@ -105,7 +107,7 @@ def plan_merge(
         )
     layers = [(layer.package, layer.weight) for layer in load.stack.layers]
     delta = combine(layers, load.rule) if as_adapter else None
-    changes = changes_of(delta) if delta is not None else read_stack(layers, load.rule)
+    changes = changes_of(delta) if delta is not None else _read(load)
     fuse = plan_fuse(load.base.path, changes, read_config(load.base.path), dtype=dtype, max_shard_size=limit)
     size = _adapter_size(delta) if delta is not None else fuse.size
     _require_space(out, size)
@@ -153,6 +155,29 @@ def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
         agreement = _verified(plan, work.out, progress) if plan.verify else None
         _write_card(plan, work.out, truncation, report=report, agreement=agreement)
     return MergeResult(path=plan.out, plan=plan, report=report, truncation=truncation, agreement=agreement)
+
+
+def _read(load: LoadPlan) -> Changes:
+    """Return what a stack changes, unread: as rows of weights, or where only PEFT can tell, by PEFT (and torch)."""
+    from adapterhub.algebra.read_alone import read_stack
+
+    layers = [(layer.package, layer.weight) for layer in load.stack.layers]
+    method = _merged_by_peft(layers[0][0])
+    if len(layers) > 1 or method is None:
+        return read_stack(layers, load.rule)
+    from adapterhub.engine.module_merge import read_by_peft
+    from adapterhub.engine.peft_adapter import other_method
+
+    other_method(layers, load.rule)  # refuses a coefficient, and a combination
+    return read_by_peft(layers[0][0], method, load.base.path, task=load.task, threads=load.threads)
+
+
+def _merged_by_peft(package: Package) -> Method | None:
+    """Return the method of a package whose change goes into weights, if PEFT alone can tell what it is."""
+    from adapterhub.algebra.read_alone import is_read_here
+
+    method = METHODS.get(package.manifest.method or "")
+    return None if method is None or not method.foldable or is_read_here(package) else method
 
 
 def _write_model(plan: MergePlan, work: Unfinished, progress: Progress) -> FuseReport:
@@ -205,6 +230,7 @@ def _inputs(plan: MergePlan) -> str:
     status = {file: (base / file).stat() for file in plan.fuse.checkpoint.files}
     facts = {
         "adapterhub": __version__,
+        "peft": version("peft") if any(_merged_by_peft(layer.package) for layer in plan.load.stack.layers) else None,
         "base": {file: [found.st_size, found.st_mtime_ns] for file, found in status.items()},
         "weights": str(plan.load.base.ref.fingerprints.weights),
         "layers": [

@@ -49,11 +49,6 @@ REASONS: Mapping[str, Reason] = {
     ),
     "d": Reason(
         IncompatibleError,
-        f"adapters of (?!({_PROMPTS}) )\\w+ cannot be merged here",
-        "`adapt run` folds it into the weights in memory, by PEFT's own merge; `adapt merge` does not write it",
-    ),
-    "e": Reason(
-        IncompatibleError,
         r"2 of its 4 modules are not in this base model: they would be left out silently.*decoder\.embed_tokens",
         "names an encoder's and a decoder's embeddings too, which a checkpoint stores under one name; `adapt run` "
         "loads it",
@@ -116,33 +111,33 @@ boft                =a==   -      =a==   =a==   =a==   =a==   =a==
 vera                =a==   =a==   =a==   =a==   =a==   =a==   =a==
 ia3                 =a==   =a==   =a==   =a==   =a==   =a==   =a==
 ln_tuning           =a==   =a==   =a==   =a==   =a==   =a==   =a==
-trainable_tokens    =a==   =a==   =a==   =ae=   =a==   =a==   =a==
+trainable_tokens    =a==   =a==   =a==   =ad=   =a==   =a==   =a==
 prompt_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 p_tuning            =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 prefix_tuning       =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 cartridge           =ac=   =ac=   =ac=   =ac=   =ac=   =ac=   =ac=
 adaption_prompt     =ac=   =ac=   -      -      -      -      -
-pvera               =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-vblora              =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-randlora            =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-gralora             =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-glora               =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-hira                =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-unilora             =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-tinylora            =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-miss                =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-delora              =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-deft                =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-peanut              =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-supertuning         =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-road                =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+pvera               =a==   =a==   =a==   =a==   =a==   =a==   =a==
+vblora              =a==   =a==   =a==   =a==   =a==   =a==   =a==
+randlora            =a==   =a==   =a==   =a==   =a==   =a==   =a==
+gralora             =a==   =a==   =a==   =a==   =a==   =a==   =a==
+glora               =a==   -      =a==   =a==   =a==   =a==   =a==
+hira                =a==   =a==   =a==   =a==   =a==   =a==   =a==
+unilora             =a==   =a==   =a==   =a==   =a==   =a==   =a==
+tinylora            =a==   =a==   =a==   =a==   =a==   =a==   =a==
+miss                =a==   -      =a==   =a==   =a==   =a==   =a==
+delora              =a==   -      =a==   =a==   =a==   =a==   =a==
+deft                =a==   =a==   =a==   =a==   =a==   =a==   =a==
+peanut              =a==   -      =a==   =a==   =a==   =a==   =a==
+supertuning         =a==   -      =a==   =a==   =a==   =a==   =a==
+road                =a==   -      =a==   =a==   =a==   =a==   =a==
 beft                =ac=   -      =ac=   =ac=   =ac=   =ac=   =ac=
-hra                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-osf                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-fourierft           =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-waveft              =ad=   =ad=   =ad=   =ad=   =ad=   =ad=   =ad=
-c3a                 =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
-shira               =ad=   -      =ad=   =ad=   =ad=   =ad=   =ad=
+hra                 =a==   -      =a==   =a==   =a==   =a==   =a==
+osf                 =a==   -      =a==   =a==   =a==   =a==   =a==
+fourierft           =a==   =a==   =a==   =a==   =a==   =a==   =a==
+waveft              =a==   =a==   =a==   =a==   =a==   =a==   =a==
+c3a                 =a==   -      =a==   =a==   =a==   =a==   =a==
+shira               =a==   -      =a==   =a==   =a==   =a==   =a==
 shadow              =ac=   =ac=   -      -      =ac=   =ac=   =ac=
 lora, two           ====   ====   ====   ====   ====   ====   ====
 lora, rsLoRA        ====   ====   ====   ====   ====   ====   ====

@@ -59,7 +59,7 @@ def test_a_disagreement_and_an_unknown_refusal_are_seen() -> None:
     assert classify(active + 1e-5, active) == "="
     assert classify(active + torch.tensor([0.0, 3e-4]), active) == "!"
     assert classify(active * float("nan"), active) == "!"
-    assert classify(IncompatibleError("adapters of HRA cannot be merged here"), active) == "d"
+    assert classify(IncompatibleError("adapters of BEFT cannot be merged here"), active) == "c"
     assert classify(IncompatibleError("some new reason"), active) == "?"
 
 

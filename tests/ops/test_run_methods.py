@@ -61,8 +61,8 @@ def test_stacks_weights_combinations_and_merges_are_refused_with_the_reason(worl
         with pytest.raises(IncompatibleError) as caught:
             plan_load(stack, parameters=parameters, **options)
         assert any(words in text for text in caught.value.details), (stack, caught.value.details)
-    c3a = adapter(world.base, "c3a", tmp_path / "c3a")
-    for folder, word in ((prompt, "PROMPT_TUNING cannot be merged"), (c3a, "C3A cannot be merged")):
+    shadow = adapter(world.base, "shadow", tmp_path / "shadow")
+    for folder, word in ((prompt, "PROMPT_TUNING cannot be merged"), (shadow, "SHADOW cannot be merged")):
         with pytest.raises(IncompatibleError, match=word):
             plan_merge(tmp_path / "merged", stack=str(folder), **options)
     assert not (tmp_path / "merged").exists()
