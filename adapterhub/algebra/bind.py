@@ -190,6 +190,8 @@ def _put_part(name: str, source: TensorInfo, part: Part, search: _Search, edits:
         search.faults.append(f"{part.change.module}: the base's {name} is {source.dtype}, not a floating-point tensor")
     known = edits.get(name)
     before = known.parts if known is not None else ()
+    if any(part.rows is None or other.rows is None for other in before):
+        search.faults.append(f"{part.change.module}: is {name}, which is changed by another name too")
     if known is not None:
         source = known.source
     edits[name] = Edit(name=name, source=source, parts=(*before, part), whole=known.whole if known else None)

@@ -400,12 +400,13 @@ def _clashes(read: Sequence[StackDelta], sources: Sequence[Source]) -> list[str]
                 if not tensor.copy and module in other.modules:
                     faults.append(f"{module}: saved whole by {tensor.label}, adapted by {label}")
                 twin = other.whole.get(name)
-                if twin and other_index > index and not _same_bytes(tensor, twin):
+                if twin and other_index > index and not same_bytes(tensor, twin):
                     faults.append(f"{name}: saved whole by {tensor.label} and by {label}, with other values")
     return faults
 
 
-def _same_bytes(first: WholeTensor, second: WholeTensor) -> bool:
+def same_bytes(first: WholeTensor, second: WholeTensor) -> bool:
+    """Say whether two tensors are the same, byte for byte."""
     from adapterhub.weights import iter_chunks
 
     if (first.tensor.dtype, first.tensor.shape) != (second.tensor.dtype, second.tensor.shape):

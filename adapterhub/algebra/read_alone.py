@@ -1,7 +1,7 @@
 """One adapter by itself, of any method whose change can be written into weights: headers in, unread changes out.
 
-A stack of several is a sum of factors (`combine`). What is no such sum (a rotation, a scaling, a trained bias, fused
-experts) has no coefficient but 1 and is merged alone, as it was trained. Names of tensors are those of peft 0.21.2.
+How several become one is told by `combine` (sums of factors) and `compose` (everything else). Names of tensors are
+those of peft 0.21.2.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from adapterhub.algebra.changes import Change, Changes, ExpertFactors, Rewriting, changes_of, load_finite
 from adapterhub.algebra.combine import Layers, combine
+from adapterhub.algebra.compose import compose
 from adapterhub.algebra.delta import KEY_PREFIX, Packaged, read_factors
 from adapterhub.algebra.lora_like import KINDS, ProductModule, read_products
 from adapterhub.algebra.method_readers import METHOD_READERS, Reader, read_tokens
@@ -56,33 +57,36 @@ class _Plain:
     config: Mapping[str, Frozen]
 
 
-def read_stack(layers: Layers, rule: Rule | None = None) -> Changes:
-    """Return what a stack changes: the exact or combined sum of LoRAs, or one adapter of another method.
+def read_stack(
+    layers: Layers, rule: Rule | None = None, *, read: Callable[[Packaged], Changes] | None = None
+) -> Changes:
+    """Return what a stack changes: the exact or combined sum of LoRAs, one adapter as it was trained, or a composition.
+
+    read: reads what one package changes by itself; by default `read_alone`.
 
     Raises:
-        IncompatibleError: the adapters cannot be summed, or one does what no merge can write; `details` has every
+        IncompatibleError: the adapters exclude each other, or one does what no merge can write; `details` has every
             reason. InvalidFileError: tensors and config disagree. What `combine` raises.
     """
-    if len(layers) != 1 or not stands_alone(layers[0][0]):
+    if is_sum_of_factors(layers):
         return changes_of(combine(layers, rule))
-    package, weight = layers[0]
-    label = f"{package.manifest.name}@{package.manifest.version}"
-    if weight != 1.0:
-        raise IncompatibleError(
-            "is no sum of low-rank changes of weights alone, and has no coefficient but 1",
-            where=label,
-            details=(f"weight: {weight:g}",),
-        )
-    if rule is not None and not rule.exact:
-        raise IncompatibleError(f"is no sum of low-rank changes alone, which {rule} combines", where=label)
-    return read_alone(package)
+    if len(layers) == 1 and layers[0][1] == 1.0 and (rule is None or rule.exact):
+        return (read or read_alone)(layers[0][0])
+    return compose(layers, rule, read or read_alone)
+
+
+def is_sum_of_factors(layers: Layers) -> bool:
+    """Say whether a stack is LoRAs' factors and nothing besides, or one DoRA."""
+    doras = sum(package.config.get("use_dora") is True for package, _ in layers)
+    return not any(stands_alone(package) for package, _ in layers) and (not doras or len(layers) == 1)
 
 
 def read_alone(package: Packaged) -> Changes:
     """Return what one package changes, by itself and with weight 1.
 
     Raises:
-        IncompatibleError, InvalidFileError: as `read_stack`.
+        IncompatibleError, InvalidFileError: it does what no merge can write; tensors and config disagree.
+            `details` has every reason.
     """
     label = f"{package.manifest.name}@{package.manifest.version}"
     peft_type = str(package.config.get("peft_type") or "LORA")

@@ -25,6 +25,7 @@ from adapterhub.algebra.edit import Part, matrix_of
 from adapterhub.algebra.reports import ModuleReport, Sums
 from adapterhub.algebra.rewrites import Remaker, Rewrite
 from adapterhub.algebra.rows import Floats, Workspace, ends_early, measure
+from adapterhub.algebra.sequence import Chain
 from adapterhub.algebra.shards import Write, same_file
 from adapterhub.errors import IncompatibleError
 from adapterhub.files import link_or_copy, local_io
@@ -256,6 +257,10 @@ class _PieceWriter:
         if isinstance(loaded, Remaker):
             beside = [self._whole(self._path_of(other), other) for other in part.others]
             loaded = loaded.remade(self._whole(path, tensor, own), beside)
+        if isinstance(loaded, Chain) and loaded.whole:
+            loaded = loaded.remade(self._whole(path, tensor, own), transposed=part.transposed)
+        elif isinstance(loaded, Chain) and part.transposed:
+            loaded = loaded.measured(lambda: self._ranges_read(path, tensor, own))
         low = loaded if isinstance(loaded, LowRank) else None
         scales = None
         if low is not None and low.magnitude is not None:
@@ -316,6 +321,12 @@ class _PieceWriter:
             read = self._read_rows(path, tensor, part).reshape(-1, columns)
             values[part.start - own.start : part.stop - own.start] = read
         return values
+
+    def _ranges_read(self, path: Path, tensor: TensorInfo, own: slice) -> Iterator[tuple[slice, Floats]]:
+        """Read some rows of a tensor, range after range, each with its place among them."""
+        for rows in self._row_ranges(tensor, own):
+            values = self._read_rows(path, tensor, rows).reshape(rows.stop - rows.start, -1)
+            yield slice(rows.start - own.start, rows.stop - own.start), values
 
     def _row_ranges(self, tensor: TensorInfo, own: slice) -> Iterator[slice]:
         step = self.space.rows_at_once(matrix_of(tensor.shape)[1])

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterhub.algebra.combine import combine
-from adapterhub.algebra.read_alone import stands_alone
+from adapterhub.algebra.read_alone import is_sum_of_factors
 from adapterhub.engine.base import choose_device, load_base, set_threads, without_future_warnings
 from adapterhub.engine.fold import fold
+from adapterhub.engine.parts import Placed, fold_any, parts_of
 from adapterhub.engine.peft_adapter import other_method, put_on
 from adapterhub.engine.stack import own_tokenizer
 from adapterhub.errors import IncompatibleError
@@ -132,11 +133,20 @@ def compare_logits(
 
 def _with_stack(model: Any, layers: Sequence[tuple[Package, float]], rule: Rule | None) -> Any:
     """Return the model with the stack in its weights."""
-    if len(layers) != 1 or not stands_alone(layers[0][0]):
+    if is_sum_of_factors(layers):
         fold(model, combine(layers, rule))
         return model
-    method = other_method(layers, rule)
-    return put_on(model, layers[0][0], method) if method is not None else _merged_by_peft(model, layers[0][0])
+    if (rule is not None and rule.normalize) or any(weight != 1.0 for _, weight in layers):
+        for item in parts_of(layers, rule).weights:
+            if isinstance(item, Placed):
+                model = put_on(model, item.package, item.method, weight=item.weight)
+            else:
+                fold_any(model, item)
+        return model
+    for package, _ in layers:
+        method = other_method([(package, 1.0)])
+        model = put_on(model, package, method) if method is not None else _merged_by_peft(model, package)
+    return model
 
 
 def _merged_by_peft(model: Any, package: Package) -> Any:

@@ -7,6 +7,7 @@ is rounded to the weight's dtype. Adding adapters one after another in bfloat16 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Target:
+class Target:
     """A weight that a stack changes: its module, and whether it is stored (in, out), as Conv1D does."""
 
     name: str
@@ -50,26 +51,14 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> Truncation | None:
     if not delta.modules and not delta.whole:
         return None
     labels = ", ".join(source.label for source in delta.sources)
-    if (library := quantized_with(model.config)) not in (None, "bitsandbytes"):
-        raise IncompatibleError(
-            f"adapters cannot be put on a base model that is quantized with {library}",
-            where=labels,
-            hint="use the original 16-bit base model: --base NAME, with --load-in-4bit",
-        )
+    refuse_other_libraries(model, labels)
     faults: list[str] = []
     targets = {name: _target_of(model, name, change.shape, faults) for name, change in delta.modules.items()}
-    saved = {name: _saved_target(model, whole, faults) for name, whole in delta.whole.items()}
-    if faults:
-        more = (f"… and {len(faults) - _SHOWN} more",) if len(faults) > _SHOWN else ()
-        raise IncompatibleError(
-            "does not fit this base model: what finds no place would be left out silently",
-            where=labels,
-            details=(*faults[:_SHOWN], *more),
-            hint="name the base model it was trained on: --base NAME",
-        )
+    saved = {name: saved_target(model, whole, faults) for name, whole in delta.whole.items()}
+    refuse_faults(faults, labels)
     with torch.no_grad():
         for name, whole in delta.whole.items():
-            _replace(model, saved[name], whole)
+            replace_whole(model, saved[name], whole)
         truncation = None
         for name, change in delta.modules.items():
             low, target = change.load(), targets[name]
@@ -82,7 +71,38 @@ def fold(model: PreTrainedModel, delta: StackDelta) -> Truncation | None:
     return truncation
 
 
-def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults: list[str]) -> _Target | None:
+def refuse_other_libraries(model: PreTrainedModel, labels: str) -> None:
+    """Refuse a model that is quantized by another library than bitsandbytes.
+
+    Raises:
+        IncompatibleError: it is.
+    """
+    if (library := quantized_with(model.config)) not in (None, "bitsandbytes"):
+        raise IncompatibleError(
+            f"adapters cannot be put on a base model that is quantized with {library}",
+            where=labels,
+            hint="use the original 16-bit base model: --base NAME, with --load-in-4bit",
+        )
+
+
+def refuse_faults(faults: Sequence[str], labels: str) -> None:
+    """Refuse what does not fit a model, all of it at once.
+
+    Raises:
+        IncompatibleError: there is a fault.
+    """
+    if not faults:
+        return
+    more = (f"… and {len(faults) - _SHOWN} more",) if len(faults) > _SHOWN else ()
+    raise IncompatibleError(
+        "does not fit this base model: what finds no place would be left out silently",
+        where=labels,
+        details=(*faults[:_SHOWN], *more),
+        hint="name the base model it was trained on: --base NAME",
+    )
+
+
+def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults: list[str]) -> Target | None:
     """Find the module that an adapter changes; record what is wrong."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -101,10 +121,10 @@ def _target_of(model: PreTrainedModel, name: str, shape: tuple[int, int], faults
         here = (module.out_features, module.in_features)  # Conv1D's are packed as a Linear's are
     if here != shape:
         faults.append(f"{name}: the adapter changes a {list(shape)} matrix, the base's is {list(here)}")
-    return _Target(name=name, module=module, transposed=transposed)
+    return Target(name=name, module=module, transposed=transposed)
 
 
-def _saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str]) -> _Target | None:
+def saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str]) -> Target | None:
     """Find the place of a tensor that an adapter saved whole; record what is wrong."""
     path, _, parameter = whole.name.rpartition(".")
     found = find_module(model, path)
@@ -121,7 +141,7 @@ def _saved_target(model: PreTrainedModel, whole: WholeTensor, faults: list[str])
         )
     elif whole.copy and not _same(current, whole):
         faults.append(f"{whole.name}: {whole.label} carries a copy of the base's, with other values")
-    return _Target(name=found[0], module=found[1])
+    return Target(name=found[0], module=found[1])
 
 
 def find_module(model: PreTrainedModel, name: str) -> tuple[str, nn.Module] | None:
@@ -145,22 +165,22 @@ def _same(current: torch.Tensor, whole: WholeTensor) -> bool:
     return torch.equal(current.detach().to("cpu", coarser), copy)
 
 
-def _replace(model: PreTrainedModel, target: _Target | None, whole: WholeTensor) -> None:
+def replace_whole(model: PreTrainedModel, target: Target | None, whole: WholeTensor) -> None:
     """Put a tensor that was saved whole in the place of the base's."""
     import torch
 
     if target is None or whole.copy:
         return
-    parameter = _own(model, target, whole.name.rpartition(".")[2])
+    parameter = own_parameter(model, target.module, whole.name.rpartition(".")[2])
     parameter.copy_(torch.from_numpy(load_array(whole.file, whole.tensor)))
 
 
-def _add(model: PreTrainedModel, target: _Target | None, change: LowRank) -> None:
+def _add(model: PreTrainedModel, target: Target | None, change: LowRank) -> None:
     """Add b @ a (and DoRA's rescaling) to one weight, row by row in float32, rounded once."""
     import torch
 
     assert target is not None
-    weight = _own(model, target, "weight")
+    weight = own_parameter(model, target.module, "weight")
     a, b = (torch.from_numpy(factor).to(weight.device) for factor in (change.a, change.b))
     magnitude = None if change.magnitude is None else torch.from_numpy(change.magnitude).to(weight.device)
     matrix = weight.T if target.transposed else weight
@@ -179,14 +199,14 @@ def _add(model: PreTrainedModel, target: _Target | None, change: LowRank) -> Non
         matrix[rows].copy_(rounded)
 
 
-def _own(model: PreTrainedModel, target: _Target, name: str) -> torch.Tensor:
+def own_parameter(model: PreTrainedModel, module: nn.Module, name: str) -> torch.Tensor:
     """Return a parameter that no other module shares; a tied one is untied first, or the change would reach both."""
     from torch import nn
 
-    parameter = getattr(target.module, name)
+    parameter = getattr(module, name)
     owners = [other for other in model.modules() if any(own is parameter for own in other._parameters.values())]
     if len(owners) > 1:
-        setattr(target.module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
         model.config.tie_word_embeddings = False
         model.config.get_text_config().tie_word_embeddings = False
-    return getattr(target.module, name).data
+    return getattr(module, name).data

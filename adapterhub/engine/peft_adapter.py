@@ -83,12 +83,12 @@ def other_method(layers: Sequence[tuple[Package, float]], rule: Rule | None = No
 
 
 def put_on(
-    model: PreTrainedModel, package: Package, method: Method, *, task: str | None = None
+    model: PreTrainedModel, package: Package, method: Method, *, task: str | None = None, weight: float = 1.0
 ) -> PreTrainedModel | PeftModel:
     """Return a model with an adapter in its weights, or, for a trained prompt, PEFT's model with the prompt before it.
 
-    task: the model's. Over a base with packed weights it is PEFT's model whatever the method: those weights cannot
-    take the change.
+    task: the model's. weight: of a change that is merged into the weights and does not depend on them. Over a base
+    with packed weights it is PEFT's model whatever the method: those weights cannot take the change.
 
     Raises:
         IncompatibleError: the adapter does not fit the base (`details` names each tensor), sets what is not known here,
@@ -129,15 +129,17 @@ def put_on(
         raise unfit(label, (first_line(error),)) from error
     if bits is not None or not method.foldable:
         return adapted.requires_grad_(False).eval()
-    return _merged(adapted, label)
+    return _merged(adapted, label, weight)
 
 
-def _merged(adapted: PeftModel, label: str) -> PreTrainedModel:
+def _merged(adapted: PeftModel, label: str, weight: float) -> PreTrainedModel:
     """Write the change into the base's weights, which PEFT then gives back as the model they were."""
     _part(adapted)
     try:
         with without_future_warnings():
-            plain: Any = adapted.merge_and_unload(safe_merge=True)
+            if weight != 1.0:
+                _merge_weighted(adapted, weight)
+            plain: Any = adapted.unload() if weight != 1.0 else adapted.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise IncompatibleError(
             f"the changed weights are not finite, or cannot be written: {first_line(error)}",
@@ -160,6 +162,22 @@ def _part(adapted: PeftModel) -> None:
             layer.base_layer = copy.deepcopy(base)
             for config in (adapted.config, adapted.config.get_text_config()):
                 config.tie_word_embeddings = False
+
+
+def _merge_weighted(adapted: Any, weight: float) -> None:
+    """Merge every layer, and take so many times what that changed: W + w·(W' − W), in float32 and rounded once."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    with torch.no_grad():
+        for layer in layers:
+            base: Any = layer.get_base_layer()
+            before = {name: item.detach().clone() for name, item in base.named_parameters()}
+            layer.merge(safe_merge=True)
+            for name, item in base.named_parameters():
+                found = torch.lerp(before[name].float(), item.float(), weight)
+                item.data.copy_(found)
 
 
 def config_of(package: Package, method: Method, modules: Sequence[str], task: str) -> PeftConfig:

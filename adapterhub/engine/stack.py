@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.algebra.combine import combine
 from adapterhub.engine.base import LoadedBase, choose_device, choose_dtype, load_base, quiet_libraries, set_threads
-from adapterhub.engine.fold import fold
-from adapterhub.engine.peft_adapter import other_method, put_on
+from adapterhub.engine.parts import parts_of, put_parts
 from adapterhub.errors import IncompatibleError, InvalidFileError
 from adapterhub.spec.manifest import WEIGHTS_FILE
 from adapterhub.weights import read_header
@@ -39,7 +37,8 @@ def load_stack(
 ) -> LoadedBase:
     """Load a base model with a stack of adapters folded into its weights; no layers, the bare base.
 
-    One adapter of another method than LoRA is merged by PEFT; a trained prompt stays before the model, as PEFT's.
+    What cannot end in the weights stands over them (engine/parts.py): bottlenecks in the layers, trained prompts before
+    the model, as PEFT's. One adapter of another method than LoRA is merged by PEFT.
     `rule` says how the adapters become one: by default as their exact sum. `tokenizer` is the folder of an adapter
     whose own replaces the base's. `quantization`: what the base is packed as; beside packed weights the stack stands as
     one LoRA, and an adapter of another method as PEFT has it. task, labels: the adapters', whose head comes with them.
@@ -48,19 +47,15 @@ def load_stack(
         IncompatibleError: an adapter does not fit the base, or the adapters not each other. What `load_base`,
         `choose_device` and `choose_dtype` raise.
     """
-    # Headers first: what cannot be summed is refused before the base is read.
-    other = other_method(layers, rule)
-    delta = combine(layers, rule) if layers and other is None else None
+    # Headers first: what makes no stack is refused before the base is read.
+    parts = parts_of(layers, rule)
     set_threads(threads)
     place = choose_device(device)
     loaded = load_base(
         record, device=place, dtype=choose_dtype(dtype, place), task=task, labels=labels, quantization=quantization
     )
     _refuse_missing_head(loaded.made, layers, task)
-    if other is not None:
-        loaded = replace(loaded, model=put_on(loaded.model, layers[0][0], other, task=task))
-    elif delta is not None:
-        loaded = replace(loaded, truncation=fold(loaded.model, delta))
+    loaded = put_parts(loaded, parts, task=task)
     return loaded if tokenizer is None else replace(loaded, tokenizer=own_tokenizer(tokenizer, loaded.tokenizer))
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapterhub.algebra.combine import combine
+from adapterhub.algebra.delta import StackDelta
 from adapterhub.engine.base import LoadedBase, choose_device, choose_dtype, load_base, set_threads
-from adapterhub.engine.fold import find_module, fold
-from adapterhub.engine.peft_adapter import other_method
+from adapterhub.engine.fold import find_module
+from adapterhub.engine.parts import fold_any, parts_of
 from adapterhub.engine.quantized import is_packed, take_off
 from adapterhub.engine.stack import load_stack, own_tokenizer
 from adapterhub.errors import AdapterHubError
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from adapterhub.algebra.delta import StackDelta, Truncation
+    from adapterhub.algebra.changes import Changes
+    from adapterhub.algebra.delta import Truncation
     from adapterhub.bases import BaseRecord
     from adapterhub.catalog.combinations import Rule
     from adapterhub.package import Package
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def folded(model: PreTrainedModel, delta: StackDelta | None) -> Iterator[Truncation | None]:
+def folded(model: PreTrainedModel, delta: StackDelta | Changes | None) -> Iterator[Truncation | None]:
     """Fold a stack into a model for the length of a `with` block; None is the bare base.
 
     Afterwards every weight has the bits it had before, and what was tied is tied again. Subtracting the change would
@@ -37,14 +38,14 @@ def folded(model: PreTrainedModel, delta: StackDelta | None) -> Iterator[Truncat
     are not touched.
 
     Raises:
-        What `fold` raises.
+        What `fold_any` raises.
     """
     if delta is None:
         yield None
         return
     kept = _Kept.of(model, delta)
     try:
-        yield fold(model, delta)
+        yield fold_any(model, delta)
     finally:
         kept.put_back()
 
@@ -52,8 +53,9 @@ def folded(model: PreTrainedModel, delta: StackDelta | None) -> Iterator[Truncat
 class Switcher:
     """A base model in memory over which stacks take turns; the one asked for last stays until another one is.
 
-    Stacks of LoRAs go in and come out to the bit, so that the base is read once. An adapter of another method is merged
-    by PEFT and cannot be taken out again: the base is read anew with it, and after it. reads: how often it was read.
+    What our own arithmetic folds into the weights goes in and comes out to the bit, so that the base is read once. What
+    PEFT merges, or what stands over the weights, cannot be taken out again: the base is read anew with it, and after
+    it. reads: how often it was read.
     """
 
     def __init__(
@@ -87,15 +89,14 @@ class Switcher:
         key = tuple((str(package.path), weight) for package, weight in layers), str(rule), tokenizer
         if self._on is not None and self._on[0] == key:
             return self._on[1]
-        # Headers first: what cannot be summed is refused while the stack before it still stands.
-        other = other_method(layers, rule)
-        delta = combine(layers, rule) if layers and other is None else None
+        # Headers first: what makes no stack is refused while the stack before it still stands.
+        parts = parts_of(layers, rule)
         self._on = None
         try:
             self._out.close()
-            if other is None:
+            if parts.reversible:
                 loaded = self._base()
-                loaded = replace(loaded, truncation=self._out.enter_context(folded(loaded.model, delta)))
+                loaded = replace(loaded, truncation=self._out.enter_context(folded(loaded.model, parts.foldable)))
             else:
                 self._bare = None  # before the other is read: two would not always fit
                 loaded = self._read_with(layers, rule)
@@ -153,11 +154,9 @@ class _Kept:
     ties: tuple[tuple[PretrainedConfig, bool], ...]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, delta: StackDelta) -> _Kept:
-        names = [(module, "weight") for module in delta.modules]
-        for whole in delta.whole.values():
-            path, _, name = whole.name.rpartition(".")
-            names.append((path, name))
+    def of(cls, model: PreTrainedModel, delta: StackDelta | Changes) -> _Kept:
+        told = [f"{module}.weight" for module in delta.modules] if isinstance(delta, StackDelta) else [*delta.tensors]
+        names = [(path, name) for path, _, name in (item.rpartition(".") for item in (*told, *delta.whole))]
         kept, packed = [], []
         for path, name in names:
             found = find_module(model, path)

@@ -71,44 +71,43 @@ def measure(
 ) -> tuple[Measured, LoadedBase, tuple[str, ...]]:
     """Load the base once, and compute every row's loss with each of the models; also return what was cut.
 
-    Each model is folded into the base and taken out again to the bit (engine/swap.py). where: the rows' name.
+    Each model takes its turn over the base (engine/swap.py), which is read anew only where one cannot be taken out
+    again to the bit. where: the rows' name.
 
     Raises:
         IncompatibleError: a module that an adapter changes is not in the base. UnsatisfiedError: a loss is not finite.
         UndecidedError: there is nothing to measure. What `load_base` and `encode_rows` raise.
     """
-    from adapterhub.algebra.combine import combine
-    from adapterhub.engine.base import choose_device, choose_dtype, load_base, set_threads
     from adapterhub.engine.data import pad_id
     from adapterhub.engine.evaluate import row_losses
-    from adapterhub.engine.stack import own_tokenizer
-    from adapterhub.engine.swap import folded
+    from adapterhub.engine.parts import parts_of
+    from adapterhub.engine.swap import Switcher
 
-    # Headers first: what cannot be combined is refused before the base is read.
-    deltas = [combine(model.layers, model.rule) if model.layers else None for model in models]
+    # Headers first: what makes no stack is refused before the base is read.
+    for model in models:
+        parts_of(model.layers, model.rule)
     limit_blas_threads(load.threads)
-    set_threads(load.threads)
-    device = choose_device(load.device)
+    switcher = Switcher(
+        load.base, device=load.device, dtype=load.dtype, threads=load.threads, quantization=load.quantization
+    )
     with progress.task(f"load {load.base.ref.id}", total=None):
-        dtype = choose_dtype(load.dtype, device)
-        base = load_base(load.base, device=device, dtype=dtype, quantization=load.quantization)
-    tokenizer = base.tokenizer if load.tokenizer is None else own_tokenizer(load.tokenizer, base.tokenizer)
+        tokenizer = switcher.tokenizer(load.tokenizer)
     examples, slices, notes = _encode(load, rows, tokenizer, where)
     losses = []
-    for model, delta in zip(models, deltas, strict=True):
-        with folded(base.model, delta) as truncation:
-            if truncation is not None:
-                progress.note(truncation_note(model.rule, truncation))
-            found = row_losses(
-                base.model,
-                examples,
-                batch_size=batch_size,
-                pad_id=pad_id(tokenizer),
-                device=base.device,
-                dtype=base.dtype,
-                label=model.label,
-                progress=progress,
-            )
+    for model in models:
+        base = switcher.use(model.layers, rule=model.rule)
+        if base.truncation is not None:
+            progress.note(truncation_note(model.rule, base.truncation))
+        found = row_losses(
+            base.model,
+            examples,
+            batch_size=batch_size,
+            pad_id=pad_id(tokenizer),
+            device=base.device,
+            dtype=base.dtype,
+            label=model.label,
+            progress=progress,
+        )
         _require_measurable(found, examples, model)
         losses.append(found)
     names = [(model.kind, model.label) for model in models]

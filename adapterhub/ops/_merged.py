@@ -153,9 +153,12 @@ def write_card(
 
 def _how(layers: Sequence[ActiveLayer], rule: Rule) -> str:
     """Say how the adapters became a change of the weights."""
-    method = METHODS.get(layers[0].package.manifest.method or "") if len(layers) == 1 else None
-    if method is not None and method.peft_type != "LORA":
-        return f"Changed by `{method.name}` ({method.paper})"
+    methods = [METHODS.get(layer.package.manifest.method or "") for layer in layers]
+    other = [method for method in methods if method is not None and method.peft_type != "LORA"]
+    doras = len(layers) > 1 and any(method is not None and method.name == "dora" for method in methods)
+    if other or doras:
+        told = [f"`{method.name}` ({method.paper})" for method in methods if method is not None]
+        return f"Changed by {', then '.join(told)}"
     return f"Combined by `{rule}` ({rule.row.paper})"
 
 

@@ -9,6 +9,7 @@ from adapterhub.catalog.families import family_of
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import ActiveLayer, ResolvedStack
 from adapterhub.errors import IncompatibleError
+from adapterhub.ops._stacking import head_faults
 from adapterhub.spec.manifest import WEIGHTS_FILE
 from adapterhub.weights import read_header
 
@@ -27,10 +28,7 @@ def task_of(record: BaseRecord, resolved: ResolvedStack, tasks: Sequence[str]) -
 
 
 def task_faults(resolved: ResolvedStack, tasks: Sequence[str]) -> list[str]:
-    """Say what forbids the adapters of a stack by their tasks: unknown here, different ones, or heads that do not add.
-
-    A head is trained whole: of two of them, each with classes of its own, there is no sum.
-    """
+    """Say what forbids the adapters of a stack by their tasks: unknown here, different ones, or heads that differ."""
     faults = []
     layers = [layer for layer in resolved.layers if layer.package.manifest.kind == "adapter"]
     first = layers[0].package.manifest.task or TASK if layers else TASK
@@ -42,10 +40,8 @@ def task_faults(resolved: ResolvedStack, tasks: Sequence[str]) -> list[str]:
             faults.append(f"{layer.word}: was trained for {task}; {wanted}")
         elif task != first:
             faults.append(f"{layer.word}: was trained for {task}, {layers[0].word} for {first}")
-        elif row.head_modules and len(layers) > 1:
-            faults.append(f"{layer.word}: {task} has a head of its own, and heads cannot be summed: run it alone")
-        elif row.head_modules and layer.weight != 1.0:
-            faults.append(f"{layer.word}: {task} has a head, which has no coefficient but 1 (given {layer.weight:g})")
+    if not faults and layers and TASKS[first].head_modules:
+        faults += head_faults(layers, first)
     return faults
 
 
@@ -58,7 +54,7 @@ def head_labels(resolved: ResolvedStack, task: str) -> tuple[str, ...]:
     row = TASKS.get(task)
     if row is None or not row.labels or not resolved.layers:
         return ()
-    layer = resolved.layers[0]
+    layer = next((one for one in resolved.layers if _outputs(one, row.head_modules)), resolved.layers[0])
     if layer.package.manifest.labels:
         return layer.package.manifest.labels
     if not (count := _outputs(layer, row.head_modules)):

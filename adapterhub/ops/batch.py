@@ -357,10 +357,10 @@ class _Run:
         return tuple(row for row in group.rows if row.number not in self.done)
 
     def _go_over(self, groups: Sequence[Group]) -> None:
-        from adapterhub.engine.peft_adapter import other_method
+        from adapterhub.engine.parts import parts_of
 
         switcher = switcher_of(groups[0].load)
-        alone = [group for group in groups if other_method(layers_of(group.load), group.load.rule) is not None]
+        alone = [group for group in groups if not parts_of(layers_of(group.load), group.load.rule).reversible]
         summed = [group for group in groups if group not in alone]
         # Every row is looked at before the first is answered: a long run is not to end at its last row's length.
         if summed:

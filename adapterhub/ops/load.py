@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.combinations import Rule, rule_of
 from adapterhub.catalog.methods import METHODS
-from adapterhub.catalog.packed_bases import why_not_over
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import ActiveLayer, Environment, ResolvedStack, find_environment
 from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
 from adapterhub.fingerprints import Verdict, chat_template_digest, compare, tokenizer_digest
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._quantized import packed_bits, quantized_by
+from adapterhub.ops._stacking import method_faults
 from adapterhub.ops._task_of import TASK, head_labels, task_faults, task_of
 from adapterhub.package import require_intact
 from adapterhub.progress import SILENT, Progress
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from adapterhub.algebra.delta import Truncation
 
-# Methods other than LoRA whose change is low-rank factors in another guise (algebra/lora_like.py).
-_CONVERTIBLE = ("adalora", "loha", "lokr")
 # An error below this is not told from none in a percentage with one digit.
 _VISIBLE = 0.0005
 # compare's verdicts that let a base pass with a warning; EXACT needs none, DIFFERENT is refused.
@@ -98,12 +96,12 @@ class LoadPlan(Plan):
 class Loaded:
     """A model and its tokenizer, ready for transformers: `model, tokenizer = adapterhub.load("medical,spanish")`.
 
-    The stack is folded into the model's weights, so it is a plain transformers model of the base's class; a trained
-    prompt has no place there, and is PEFT's model over it. It is in eval mode and its weights take no gradient.
-    task: whose class of models it is. labels: what a classifier's head tells apart. stack: what was folded in. base:
-    where the base came from. rule: how the adapters became one. truncation: what that lost by a limit of the rank; None
-    where nothing was cut. quantization: how the base's linear weights are packed, beside which the stack stands as one
-    LoRA (of other methods, as PEFT's model); None where they are not.
+    The stack is folded into the model's weights, so it is a plain transformers model of the base's class; bottlenecks
+    lie in its layers, and a trained prompt has no place in it and is PEFT's model over it. It is in eval mode and its
+    weights take no gradient. task: whose class of models it is. labels: what a classifier's head tells apart. stack:
+    what was folded in. base: where the base came from. rule: how the adapters become one. truncation: what that lost by
+    a limit of the rank; None where nothing was cut. quantization: how the base's linear weights are packed, beside
+    which the stack stands as one LoRA (of other methods, as PEFT's model); None where they are not.
     """
 
     model: PreTrainedModel
@@ -291,13 +289,11 @@ def _refuse_unfit(
     record: BaseRecord, resolved: ResolvedStack, rule: Rule, bits: int | None, tasks: Sequence[str]
 ) -> None:
     """Refuse what cannot be loaded, all of it at once; bits: of packed weights, None where they are plain."""
-    faults = _other_methods(resolved, rule) + task_faults(resolved, tasks)
+    faults = method_faults(resolved, rule, bits) + task_faults(resolved, tasks)
     for layer in resolved.layers:
         manifest = layer.package.manifest
         if manifest.kind != "adapter":
             faults.append(f"{layer.word}: is a package of kind {manifest.kind!r}, name its adapters instead")
-        elif bits is not None and manifest.method and (fault := why_not_over(bits, manifest.method, {})):
-            faults.append(f"{layer.word}: {fault[1]}")
     if resolved.layers and (library := quantized_by(record)) not in (None, "bitsandbytes"):
         faults.append(f"{record.ref.id}: is quantized with {library}, beside which no adapter can be put")
     if faults:
@@ -306,31 +302,6 @@ def _refuse_unfit(
             details=tuple(faults),
             hint="adapt show NAME says what an adapter is; --base NAME chooses another base model",
         )
-
-
-def _other_methods(resolved: ResolvedStack, rule: Rule) -> list[str]:
-    """Say what forbids adapters of other methods than LoRA: each is loaded alone, as it was trained."""
-    faults: list[str] = []
-    for layer in resolved.layers:
-        method = METHODS.get(layer.package.manifest.method or "")
-        if layer.package.manifest.kind != "adapter" or (method is not None and method.peft_type == "LORA"):
-            continue
-        if method is None or not method.buildable:
-            faults.append(f"{layer.word}: adapters of {layer.package.manifest.method} cannot be run yet")
-            continue
-        if method.group == "prompt":
-            why = f"{method.name} goes before the text"
-        elif method.name in _CONVERTIBLE:
-            why = f"{method.name} is summed once `adapt convert` has made a LoRA of it"
-        else:
-            why = f"{method.name} is no sum of low-rank factors"
-        if len(resolved.layers) > 1:
-            faults.append(f"{layer.word}: {why}, and stacks are sums of low-rank factors: run it alone")
-        elif layer.weight != 1.0:
-            faults.append(f"{layer.word}: {why}, and has no coefficient but 1 (given {layer.weight:g})")
-        elif not rule.exact:
-            faults.append(f"{layer.word}: {why}, which {rule} takes")
-    return faults
 
 
 def _tokenizer_of(record: BaseRecord, resolved: ResolvedStack) -> Path | None:
@@ -452,8 +423,9 @@ def load(
 ) -> Loaded:
     """Load a stack of installed adapters over its base model: `model, tokenizer = load("medical,spanish=0.5")`.
 
-    The adapters are folded into the base's weights, so any number of them costs what the base costs. Without a stack:
-    the project's `default` stack, else its only adapter, else the bare base model.
+    The adapters are folded into the base's weights, so any number of them costs what the base costs; bottlenecks and
+    trained prompts stand over them. Without a stack: the project's `default` stack, else its only adapter, else the
+    bare base model.
 
     Args:
         stack: words with weights (1.0 by default): aliases, named stacks, `org/name` or `./path`.

@@ -36,7 +36,7 @@ from adapterhub.spec.stack import Parameters, Stack
 
 if TYPE_CHECKING:
     from adapterhub.algebra.changes import Changes
-    from adapterhub.algebra.delta import StackDelta, Truncation
+    from adapterhub.algebra.delta import Packaged, StackDelta, Truncation
     from adapterhub.algebra.fuse import FuseReport
     from adapterhub.engine.agreement import Agreement
     from adapterhub.spec._decode import Frozen
@@ -159,17 +159,17 @@ def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
 
 def _read(load: LoadPlan) -> Changes:
     """Return what a stack changes, unread: as rows of weights, or where only PEFT can tell, by PEFT (and torch)."""
-    from adapterhub.algebra.read_alone import read_stack
+    from adapterhub.algebra.read_alone import read_alone, read_stack
 
-    layers = [(layer.package, layer.weight) for layer in load.stack.layers]
-    method = _merged_by_peft(layers[0][0])
-    if len(layers) > 1 or method is None:
-        return read_stack(layers, load.rule)
-    from adapterhub.engine.module_merge import read_by_peft
-    from adapterhub.engine.peft_adapter import other_method
+    def read(package: Packaged) -> Changes:
+        assert isinstance(package, Package)
+        if (method := _merged_by_peft(package)) is None:
+            return read_alone(package)
+        from adapterhub.engine.module_merge import read_by_peft
 
-    other_method(layers, load.rule)  # refuses a coefficient, and a combination
-    return read_by_peft(layers[0][0], method, load.base.path, task=load.task, threads=load.threads)
+        return read_by_peft(package, method, load.base.path, task=load.task, threads=load.threads)
+
+    return read_stack([(layer.package, layer.weight) for layer in load.stack.layers], load.rule, read=read)
 
 
 def _merged_by_peft(package: Package) -> Method | None:

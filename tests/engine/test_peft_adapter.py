@@ -19,7 +19,7 @@ from adapterhub.spec.stack import Parameters
 from tests.engine.peft_reference import logits_of, plain_model
 from tests.engine.test_methods import CASES, attach
 from tests.engine.tiny import load, record
-from tests.factory import edit_json, edit_tensors, read_tensors, tiny_llama, tiny_lora
+from tests.factory import edit_json, edit_tensors, read_tensors, tiny_llama
 
 pytestmark = pytest.mark.engine
 
@@ -197,15 +197,14 @@ def test_a_setting_that_no_row_offers_is_refused(folder: Path, tmp_path: Path, c
     assert {line.partition(":")[0] for line in caught.value.details} == set(change)
 
 
-def test_a_stack_of_other_methods_a_weight_and_a_combination_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_weight_or_a_combination_without_a_meaning_and_unknown_methods_are_refused(
+    folder: Path, tmp_path: Path
+) -> None:
     out = adapter(folder, "ia3", tmp_path / "ia3")
-    with pytest.raises(IncompatibleError, match="no coefficient but 1"):
-        loaded(folder, out, weight=0.5)
-    with pytest.raises(IncompatibleError, match="svd combines"):
+    with pytest.raises(IncompatibleError, match=r"hra makes a weight of the weight it finds.*no coefficient but 1"):
+        loaded(folder, adapter(folder, "hra", tmp_path / "hra"), weight=0.5)
+    with pytest.raises(IncompatibleError, match="ia3 is no sum of low-rank factors, which svd"):
         loaded(folder, out, rule=rule_of("svd", Parameters(rank=2)))
-    lora = open_package(tiny_lora(tmp_path / "lora", folder))
-    with pytest.raises(IncompatibleError, match="IA3 is not LoRA"):
-        load_stack(record(folder), [(lora, 1.0), (open_package(out), 1.0)], device="cpu")
     edit_json(out / "adapter_config.json", peft_type="XLORA")
     with pytest.raises(IncompatibleError, match="XLORA cannot be run yet"):
         loaded(folder, out)

@@ -157,7 +157,7 @@ def test_what_cannot_be_folded_is_named_all_at_once(world: World) -> None:
     for folder, change in ((prompt, {"method": "prompt_tuning"}), (heads, {"task": "SEQ_CLS"})):
         edit_json(folder / MANIFEST, **change)
     with pytest.raises(IncompatibleError) as caught:
-        plan(world, f"{prompt},{heads}")
+        plan(world, f"{prompt}=0.5,{heads}")
     first, second = caught.value.details
     assert "prompt_tuning goes before the text" in first
     assert "SEQ_CLS" in second

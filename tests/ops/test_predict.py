@@ -23,10 +23,11 @@ from adapterhub.ops.run import plan_run, run
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.generation import Generation
+from adapterhub.spec.manifest import MANIFEST_FILE, WEIGHTS_FILE
 from adapterhub.spec.predictions import Answered, Classified, Embedded, Tagged, Written
 from tests.engine.tasks.tiny_bert import tiny_bert
 from tests.engine.tasks.tiny_seq_2_seq import tiny_bart, tiny_t5
-from tests.factory import write_json
+from tests.factory import edit_tensors, write_json
 
 pytestmark = pytest.mark.engine
 
@@ -227,6 +228,11 @@ def test_methods_that_are_no_sum_tell_what_was_measured_of_them(home: Settings, 
 
 def test_what_cannot_be_stacked_or_asked_is_refused(packages: dict[str, Path], home: Settings, tmp_path: Path) -> None:
     twin = shutil.copytree(packages["SEQ_CLS"], tmp_path / "twin")
+    edit_tensors(
+        twin / WEIGHTS_FILE,
+        lambda all: {name: value + ("classifier" in name or "score" in name) for name, value in all.items()},
+    )
+    (twin / MANIFEST_FILE).unlink()
     one, other = str(packages["SEQ_CLS"]), str(packages["FEATURE_EXTRACTION"])
     for stack, reason in (
         (f"{one},{twin}", "heads cannot be summed"),

@@ -45,17 +45,19 @@ def test_one_adapter_of_another_method_runs(world: World, tmp_path: Path, case: 
     assert moved.abs().max() > 1e-3
 
 
-def test_stacks_weights_combinations_and_merges_are_refused_with_the_reason(world: World, tmp_path: Path) -> None:
+def test_what_has_no_meaning_in_a_stack_is_refused_with_the_reason(world: World, tmp_path: Path) -> None:
     ia3 = adapter(world.base, "ia3", tmp_path / "ia3")
     prompt = adapter(world.base, "prompt_tuning", tmp_path / "prompt")
-    adalora = adapter(world.base, "adalora", tmp_path / "adalora")
+    prefix = adapter(world.base, "prefix_tuning", tmp_path / "prefix")
+    oft = adapter(world.base, "oft", tmp_path / "oft")
     lora = world.build("lora")
     options = {"settings": world.settings, "cwd": world.project}
     for stack, parameters, words in (
-        (f"{lora},{ia3}", None, "ia3 is no sum of low-rank factors"),
-        (f"{lora},{prompt}", None, "prompt_tuning goes before the text"),
-        (f"{ia3}=0.5", None, "no coefficient but 1"),
-        (f"{adalora},{lora}", None, "adapt convert"),
+        (f"{lora},{prompt}=0.5", None, "prompt_tuning goes before the text"),
+        (f"{oft}=0.5,{lora}", None, "no coefficient but 1"),
+        (f"{oft},{lora}", Parameters(normalize=True), "no coefficient but 1 (given 0.5)"),
+        (f"{prompt},{prefix}", None, "they do not go into one prompt"),
+        (f"{lora},{ia3}", Parameters(rank=2), "which sum (rank 2) takes"),
         (f"{ia3}", Parameters(rank=2), "which sum (rank 2) takes"),
     ):
         with pytest.raises(IncompatibleError) as caught:

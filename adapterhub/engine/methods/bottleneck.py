@@ -33,6 +33,8 @@ _FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 # Spread of the first values: BERT's, and the paper's, which is cut at twice that.
 _BERT, _HOULSBY = 0.02, 0.01
+# What the names of bottlenecks begin with that others were put after.
+_EARLIER = "earlier_"
 
 
 class Bottleneck(nn.Module):
@@ -51,7 +53,13 @@ class Bottleneck(nn.Module):
             self.scaling = spec.scaling
         self.dropout = nn.Dropout(spec.dropout)
         self.adapter_norm_after = nn.LayerNorm(width) if spec.ln_after else None
+        self.coefficient = 1.0
         self._read: torch.Tensor | None = None
+        # Around one norm, of several: the one before this one (in a tuple, or it would be a part of this module), and
+        # the sum that this one leaves to the next.
+        self._before: tuple[Bottleneck, ...] = ()
+        self._followed = False
+        self._sum: torch.Tensor | None = None
         self._begin(spec.init_weights)
 
     @torch.no_grad()
@@ -77,7 +85,7 @@ class Bottleneck(nn.Module):
         x = self.dropout(x * self.scaling)
         if self.adapter_norm_after is not None:
             x = self.adapter_norm_after(x)
-        return x.to(hidden.dtype)
+        return (x if self.coefficient == 1.0 else x * self.coefficient).to(hidden.dtype)
 
     def insert(self, layer: nn.Module, place: Place, spec: BottleneckSpec) -> None:
         """Put the bottleneck into its layer, under its slot's name, and let it act there."""
@@ -92,7 +100,13 @@ class Bottleneck(nn.Module):
             # Norms come first here: what a layer returns is the sum with the residual.
             layer.register_forward_hook(self._after)
         else:
-            layer.get_submodule(place.layers.last_norm).register_forward_hook(self._around_norm)
+            norm = layer.get_submodule(place.layers.last_norm)
+            for other in [getattr(hook, "__self__", None) for hook in norm._forward_hooks.values()]:
+                if isinstance(other, Bottleneck):
+                    self._before = (other,)
+            for other in self._before:
+                other._followed = True
+            norm.register_forward_hook(self._around_norm)
 
     # Bound methods, not closures: a copy of the model has its own.
 
@@ -111,8 +125,18 @@ class Bottleneck(nn.Module):
         return _replaced(output, hidden + self(read).reshape(hidden.shape))
 
     def _around_norm(self, norm: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        """Make LN(u + a(LN(u))) of LN(u), u being the sum of a sublayer's output and the residual."""
-        return norm.forward(args[0] + self(output))
+        """Make LN(u + a(LN(u))) of LN(u), u being the sum of a sublayer's output and the residual.
+
+        After another one around this norm u is the sum that it made.
+        """
+        total = args[0]
+        for other in self._before:
+            assert other._sum is not None, "the one before has acted"
+            total, other._sum = other._sum, None
+        total = total + self(output)
+        if self._followed:
+            self._sum = total
+        return norm.forward(total)
 
 
 def _first(output: Any) -> torch.Tensor:
@@ -142,6 +166,24 @@ def find_places(model: PreTrainedModel, spec: BottleneckSpec) -> tuple[Place, ..
             if f"{place.layer}.{name}" not in modules:
                 raise IncompatibleError(f"{place.layer} of the base model has no {name}", where="base_model")
     return found
+
+
+def weigh(model: PreTrainedModel, coefficient: float) -> None:
+    """Let the bottlenecks that were put into a model last add so many times what they were trained to add."""
+    for module in model.modules():
+        for slot, inner in module._modules.items():
+            if isinstance(inner, Bottleneck) and not slot.startswith(_EARLIER):
+                inner.coefficient = coefficient
+
+
+def step_aside(model: PreTrainedModel) -> None:
+    """Give the bottlenecks that are in a model other names, so that others can be put after them; they act on."""
+    for layer in list(model.modules()):
+        for slot, module in list(layer._modules.items()):
+            if isinstance(module, Bottleneck) and not slot.startswith(_EARLIER):
+                taken = sum(name.startswith(_EARLIER) and name.endswith(slot) for name in layer._modules)
+                del layer._modules[slot]
+                layer.add_module(f"{_EARLIER}{taken}_{slot}", module)
 
 
 def expected_tensors(model: PreTrainedModel, spec: BottleneckSpec) -> dict[str, tuple[int, ...]]:

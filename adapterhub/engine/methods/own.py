@@ -64,7 +64,7 @@ def put_on(
     task: str,
     where: str,
 ) -> PreTrainedModel:
-    """Return a model with a saved adapter: BitFit's in its biases, bottlenecks in its layers.
+    """Return a model with a saved adapter: BitFit's in its biases, bottlenecks in its layers, after others.
 
     Raises:
         IncompatibleError: the adapter does not fit the base (`details` names each tensor), or sets what is not known
@@ -72,6 +72,7 @@ def put_on(
     """
     hyperparameters = own_settings(config, method, where=where)
     if method.peft_type != BITFIT_TYPE:
+        bottleneck.step_aside(model)
         # Before memory is taken for sizes that a stranger's config names.
         expected = bottleneck.expected_tensors(model, BottleneckSpec.from_hyperparameters(hyperparameters))
         own = {name: item for name, item in state.items() if name.removeprefix(PREFIX) in expected}
