@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,15 +53,32 @@ class Bench:
         """Measure a Python process in the same environment."""
         return measure([sys.executable, *arguments], env=environment(self.folder), cwd=self.folder)
 
-    def baseline(self, script: str, *arguments: str) -> Process:
+    def baseline(self, script: str, *arguments: str, interpreter: str = sys.executable) -> Process:
         """Measure one of the scripts of baselines/."""
-        return self.python(str(BASELINES / f"{script}.py"), *arguments)
+        command = [interpreter, str(BASELINES / f"{script}.py"), *arguments]
+        return measure(command, env=environment(self.folder), cwd=self.folder)
 
     def clear(self, name: str) -> Path:
         """Return a folder's path after removing what an earlier round left there."""
         path = self.folder / name
         shutil.rmtree(path, ignore_errors=True)
         return path
+
+
+def interpreter_with(library: str, variable: str) -> tuple[str, str]:
+    """Return an interpreter that has a library, and an empty text; or an empty one, and why there is none.
+
+    variable: of the environment, which names it. Without it, this one, if the library is here: what a library is
+    compared with may pin versions that adapterhub does not run with.
+    """
+    named = os.environ.get(variable)
+    if named is None and importlib.util.find_spec(library) is None:
+        return "", f"{library} is not here, and {variable} names no interpreter that has it"
+    interpreter = named or sys.executable
+    if not Path(interpreter).is_file():
+        return "", f"{variable} names {interpreter}, which is not there"
+    tried = subprocess.run([interpreter, "-c", f"import {library}"], capture_output=True, check=False)
+    return (interpreter, "") if tried.returncode == 0 else ("", f"{library} cannot be imported by {interpreter}")
 
 
 def adapt_command() -> list[str]:

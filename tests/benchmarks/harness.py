@@ -168,12 +168,16 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What one benchmark found. notes: what a reader must know, for instance whether both gave the same answer."""
+    """What one benchmark found. notes: what a reader must know, for instance whether both gave the same answer.
+
+    not_measured: what else it would be compared with, and why it was not.
+    """
 
     name: str
     title: str
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...] = ()
+    not_measured: tuple[tuple[str, str], ...] = ()
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -182,6 +186,7 @@ class Result:
             "title": self.title,
             "comparisons": [comparison.to_data() for comparison in self.comparisons],
             "notes": list(self.notes),
+            "not_measured": [{"against": against, "why": why} for against, why in self.not_measured],
         }
 
 

@@ -23,6 +23,7 @@ def as_text(result: Result) -> str:
             f"      {amount(comparison.ours, comparison.unit)} instead of "
             f"{amount(comparison.theirs, comparison.unit)}; by round {low:.2f} to {high:.2f}",
         ]
+    lines += [f"  not measured, against {against.replace('`', '')}: {why}" for against, why in result.not_measured]
     return "\n".join([*lines, *(f"  {text}" for text in result.notes)])
 
 
@@ -34,6 +35,7 @@ def as_markdown(results: Sequence[Result], machine: str) -> str:
     ]
     for result in results:
         lines += [_row(result, comparison) for comparison in result.comparisons if not comparison.detail]
+        lines += [f"| {result.title} | not measured: {why} | | | {against} |" for against, why in result.not_measured]
     notes = [f"- {text}" for result in results for text in result.notes]
     return "\n".join(
         [
