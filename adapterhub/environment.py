@@ -22,6 +22,7 @@ from adapterhub.spec.stack import DEFAULT_COMBINATION, Parameters, Stack, StackL
 if TYPE_CHECKING:
     from adapterhub.package import Package
     from adapterhub.registry import Registry
+    from adapterhub.spec.manifest import Manifest
 
 ADAPTERS_FOLDER = ".adapters"
 # Below it, by full name: what nothing but a stack package asks for, and so has no alias.
@@ -71,6 +72,10 @@ class _Combined:
     @classmethod
     def of(cls, stack: Stack) -> _Combined:
         return cls(name=stack.combination, parameters=stack.parameters)
+
+    @classmethod
+    def packaged(cls, manifest: Manifest) -> _Combined:
+        return cls(name=manifest.combination or DEFAULT_COMBINATION, parameters=manifest.parameters)
 
     def __str__(self) -> str:
         said = ", ".join(f"{key} {value}" for key, value in self.parameters.to_data().items())
@@ -283,7 +288,7 @@ class Environment:
         if (named := self.project.stacks.get(word)) is not None:
             return _Combined.of(named)
         manifest = self._open(self.find(word, cwd=cwd)).manifest
-        return _Combined(name=manifest.combination or DEFAULT_COMBINATION) if manifest.kind == "stack" else None
+        return _Combined.packaged(manifest) if manifest.kind == "stack" else None
 
     def _expand(
         self, layer: StackLayer, factor: float, how: _Combined, cwd: Path, through: tuple[str, ...]
@@ -303,8 +308,7 @@ class Environment:
         package = self._open(found)
         if package.manifest.kind == "stack":
             word = str(found.entry.name) if found.entry else layer.word
-            inside = _Combined(name=package.manifest.combination or DEFAULT_COMBINATION)
-            path = self._one_deeper(word, inside, how, through)
+            path = self._one_deeper(word, _Combined.packaged(package.manifest), how, through)
             place = found.environment or self
             for item in package.manifest.requires:
                 member = StackLayer(word=str(item.requirement.name), weight=item.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adapterhub.spec.manifest import Manifest
+from adapterhub.spec.stack import DEFAULT_COMBINATION
 
 
 def manifest_rows(manifest: Manifest, *, derived: bool) -> list[tuple[str, str]]:
@@ -23,11 +24,18 @@ def manifest_rows(manifest: Manifest, *, derived: bool) -> list[tuple[str, str]]
         ("lora_alpha", str(settings.get("lora_alpha", ""))),
         ("target_modules", ", ".join(map(str, targets)) if isinstance(targets, tuple) else str(targets or "")),
         ("requires", ", ".join(f"{item.requirement} × {item.weight:g}" for item in manifest.requires)),
-        ("combination", manifest.combination or ""),
+        ("combination", combination_told(manifest) if manifest.kind == "stack" else ""),
         ("metrics", ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))),
         ("size", f"{size:,} bytes in {len(manifest.files)} files" if manifest.files else ""),
         ("manifest", "" if derived else str(manifest.digest)),
     ]
+
+
+def combination_told(manifest: Manifest) -> str:
+    """Return how a stack is combined, with what it says beside the rule's name."""
+    said = ", ".join(f"{key} {value}" for key, value in manifest.parameters.to_data().items())
+    name = manifest.combination or DEFAULT_COMBINATION
+    return f"{name} ({said})" if said else name
 
 
 def version_row(manifest: Manifest, *, derived: bool) -> tuple[str, str]:

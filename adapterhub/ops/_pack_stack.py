@@ -33,12 +33,6 @@ def stack_manifest(word: str, facts: Facts, *, environment: Environment) -> Mani
         raise UsageError(f"{PROJECT_FILE} has no stack {word!r}", where="--stack", hint=f"its stacks: {known}")
     if facts.version is None:
         raise UsageError("a stack package needs a version", where="--version", hint="--version 1.0.0")
-    if stack.parameters.to_data():
-        raise UsageError(
-            "a stack package has no place for the parameters of its combination yet",
-            where=f"stacks.{word}: {', '.join(stack.parameters.to_data())}",
-            hint="leave them out: the combination's own defaults hold, and whoever uses the stack can say others",
-        )
     members = [(_entry(layer.word, environment, stack), layer.weight) for layer in stack.layers]
     for given, option in ((facts.base, "--base"), (facts.labels, "--label"), (facts.quantization, "--load-in-…")):
         if given:
@@ -58,6 +52,7 @@ def stack_manifest(word: str, facts: Facts, *, environment: Environment) -> Mani
                 StackRequirement(requirement=_range(entry, environment), weight=weight) for entry, weight in members
             ),
             combination=stack.combination,
+            parameters=stack.parameters,
         )
     except ValueError as error:
         raise UsageError(str(error), where="--name" if "name" in str(error) else "--version") from error

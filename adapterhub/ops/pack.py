@@ -13,6 +13,7 @@ from adapterhub.documents import parse_yaml, read_bytes, read_manifest
 from adapterhub.environment import Environment
 from adapterhub.errors import AdapterHubError, InvalidFileError, UsageError
 from adapterhub.ops._facts import Facts
+from adapterhub.ops._manifest_rows import combination_told
 from adapterhub.ops._pack_stack import stack_manifest
 from adapterhub.package import (
     base_id_of,
@@ -53,7 +54,7 @@ class PackPlan(Plan):
                 ("package", f"{value.name} {value.version}"),
                 ("base", value.base_model.id),
                 ("stack", ", ".join(f"{item.requirement} × {item.weight:g}" for item in value.requires)),
-                ("combination", value.combination or "sum"),
+                ("combination", combination_told(value)),
                 ("license", value.license or "none"),
             )
         return (

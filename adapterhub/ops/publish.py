@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapterhub.catalog.combinations import COMBINATIONS
+from adapterhub.catalog.combinations import COMBINATIONS, rule_of
 from adapterhub.documents import MAX_AUTHORED_BYTES, edit_card, read_bytes
 from adapterhub.environment import Environment
 from adapterhub.errors import (
@@ -35,6 +35,7 @@ from adapterhub.spec.manifest import CARD_FILE, MANIFEST_FILE, Manifest
 from adapterhub.spec.plans import Plan, Step
 from adapterhub.spec.refs import PackageName, PackageRef
 from adapterhub.spec.report import Report
+from adapterhub.spec.stack import DEFAULT_COMBINATION, Parameters
 from adapterhub.store import Store
 
 Faults = list[AdapterHubError]
@@ -183,6 +184,12 @@ def _check_stack(manifest: Manifest, target: PackageName | None, where: str, fau
                 hint=f"did you mean {near}?" if near else f"known: {', '.join(COMBINATIONS)}",
             )
         )
+    elif combination is not None or manifest.parameters != Parameters():
+        try:
+            rule_of(combination or DEFAULT_COMBINATION, manifest.parameters)
+        except UsageError as error:
+            told = "; ".join(error.details) or error.message
+            faults.append(InvalidFileError(f"parameters: {told}", where=where, hint="docs/stacking.md has the rules"))
     names = [item.requirement.name.key for item in manifest.requires]
     for key in sorted({key for key in names if names.count(key) > 1}):
         faults.append(InvalidFileError(f"requires: {key} comes twice", where=where, hint="give it one weight"))

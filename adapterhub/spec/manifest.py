@@ -13,6 +13,7 @@ from adapterhub.spec.base_model import BaseModelRef
 from adapterhub.spec.digest import Digest, FileEntry, canonical_json, check_relative_path, colliding_paths
 from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.refs import Requirement, check_part, parse_version
+from adapterhub.spec.stack import Parameters, read_parameters
 
 MANIFEST_FILE = "adapter_manifest.json"
 CONFIG_FILE = "adapter_config.json"
@@ -20,7 +21,9 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 TRAINING_LOG_FILE = "training_log.jsonl"
 LOSS_PLOT_FILE = "loss.svg"
-MANIFEST_VERSION = "1.0"
+MANIFEST_VERSION = "1.1"
+# What a manifest is written as that says nothing which 1.0 had no word for: its bytes are the package's identity.
+_WITHOUT_PARAMETERS = "1.0"
 KINDS = ("adapter", "stack")
 DERIVED_VERSION = "0.0.0"
 # Files that describe a package but are no part of its payload: never listed, never locked.
@@ -103,7 +106,8 @@ class Manifest:
 
     name: without an organisation, so that a transfer keeps the digest. version: PEP 440, X.Y.Z.
     hyperparameters: PEFT's own names (`r`, `lora_alpha`, `target_modules` …) as saved in adapter_config.json.
-    metrics: what was measured on held-out rows. extra: free-form; only `data_licenses` is read.
+    parameters: what a stack's combination is made with. metrics: what was measured on held-out rows. extra: free-form;
+    only `data_licenses` is read.
     """
 
     name: str
@@ -123,6 +127,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     requires: tuple[StackRequirement, ...] = ()
     combination: str | None = None
+    parameters: Parameters = field(default_factory=Parameters)
     built_from: Origin = Origin()
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     extra: Mapping[str, Frozen] = field(default_factory=lambda: _EMPTY)
@@ -144,6 +149,10 @@ class Manifest:
         newer = r.format_version("manifest_version", supported=MANIFEST_VERSION)
         kind = r.string("kind", choices=KINDS)
         base = r.mapping("base_model", optional=False)
+        parameters = Parameters()
+        if told := r.mapping("parameters"):
+            parameters = read_parameters(told)
+            told.finish()
         metrics = {}
         if inner := r.mapping("metrics"):
             metrics = {name: inner.number(name) for name in inner.names()}
@@ -165,6 +174,7 @@ class Manifest:
             files=_read_files(r),
             requires=_read_requires(r),
             combination=r.optional_string("combination", max_length=64),
+            parameters=parameters,
             built_from=Origin.read(r.mapping("built_from")),
             metrics=MappingProxyType(metrics),
             extra=r.free("extra"),
@@ -183,6 +193,8 @@ class Manifest:
                 r.fault("requires", "only a package of kind 'stack' has requirements")
             if self.combination is not None:
                 r.fault("combination", "only a package of kind 'stack' has a combination")
+            if self.parameters != Parameters():
+                r.fault("parameters", "only a package of kind 'stack' has a combination")
             if not self.files:
                 r.fault("files", "an adapter lists at least its config and its weights")
         elif not self.requires:
@@ -194,9 +206,10 @@ class Manifest:
                 r.fault("files", f"{entry.path!r} is no part of the payload and may not be listed")
 
     def to_data(self) -> dict[str, object]:
-        """Return plain JSON data, every field present."""
+        """Return plain JSON data, every field of 1.0 present; its version is the first that has all that it says."""
+        parameters = self.parameters.to_data()
         return {
-            "manifest_version": MANIFEST_VERSION,
+            "manifest_version": MANIFEST_VERSION if parameters else _WITHOUT_PARAMETERS,
             "kind": self.kind,
             "name": self.name,
             "version": str(self.version),
@@ -214,6 +227,7 @@ class Manifest:
             "files": [entry.to_data() for entry in sorted(self.files)],
             "requires": [item.to_data() for item in self.requires],
             "combination": self.combination,
+            **({"parameters": parameters} if parameters else {}),
             "built_from": self.built_from.to_data(),
             "metrics": dict(sorted(self.metrics.items())),
             "extra": thaw(self.extra),

@@ -58,6 +58,11 @@ def _recipe_1_2(data: Mapping[str, object]) -> dict[str, object]:
     return dict(data)
 
 
+def _manifest_1_1(data: Mapping[str, object]) -> dict[str, object]:
+    """1.1 has a place for the parameters of a stack's combination; what 1.0 said means the same."""
+    return dict(data)
+
+
 def _provenance_1_1(data: Mapping[str, object]) -> dict[str, object]:
     """1.1 puts the recipe under its name, beside what else was given, and measures under a name of SLSA's form."""
     predicate = data.get("predicate")
@@ -79,6 +84,13 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(key="lock_version", before="1.0", after="1.1", says="entries say what stacks require", change=_lock_1_1),
     Migration(
         key="recipe_version", before="1.0", after="1.1", says="rows out of more kinds of files", change=_recipe_1_1
+    ),
+    Migration(
+        key="manifest_version",
+        before="1.0",
+        after="1.1",
+        says="parameters of a stack's combination",
+        change=_manifest_1_1,
     ),
     Migration(
         key="provenance_version",

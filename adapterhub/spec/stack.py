@@ -128,12 +128,13 @@ def read_stack(data: object, reader: Reader, key: str) -> Stack:
     if not layers and inner.clean:
         inner.fault("layers", "a stack needs at least one layer")
     combination = inner.string("combination", DEFAULT_COMBINATION)
-    parameters = _read_parameters(inner)
+    parameters = read_parameters(inner)
     inner.finish(known=("layers",))
     return Stack(layers=tuple(layers), combination=combination, parameters=parameters)
 
 
-def _read_parameters(r: Reader) -> Parameters:
+def read_parameters(r: Reader) -> Parameters:
+    """Read what a mapping says about a combination beside its name."""
     value = Parameters(
         density=r.number("density") if "density" in r else None,
         rank=r.integer("rank", minimum=1) if "rank" in r else None,

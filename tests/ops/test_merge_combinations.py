@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from adapterhub.cli.main import main
-from adapterhub.errors import UsageError
 from adapterhub.ops.load import plan_load
 from adapterhub.ops.merge import merge, plan_merge
 from adapterhub.ops.validate import validate
@@ -164,20 +163,6 @@ def test_the_command_line(project: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert main(["merge", "--stack", "./a", *nowhere]) == 2
     assert main(["merge", "--stack", "./a=0,./b=0", "--normalize", "--out", "three"]) == 2
     assert "all zero" in capsys.readouterr().err and not (project / "three").exists()
-
-
-def test_a_stack_package_has_no_place_for_parameters(project: Path, settings: Settings) -> None:
-    from adapterhub.environment import find_environment
-    from adapterhub.ops._facts import Facts
-    from adapterhub.ops._pack_stack import stack_manifest
-
-    (project / "adapters.yaml").write_text(
-        'project_version: "1.0"\nbase_model: tiny-llama\n'
-        "stacks: {s: {layers: [{adapter: ./a}], combination: ties, density: 0.4}}\n"
-    )
-    with pytest.raises(UsageError, match="no place for the parameters") as caught:
-        stack_manifest("s", Facts(version="1.0.0"), environment=find_environment(project, settings))
-    assert "density" in (caught.value.where or "")
 
 
 @pytest.mark.engine

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from adapterhub.errors import IncompatibleError, UnsatisfiedError, UsageError
+from adapterhub.errors import IncompatibleError, InvalidFileError, UnsatisfiedError, UsageError
 from adapterhub.ops._facts import Facts
 from adapterhub.ops.install import install
 from adapterhub.ops.list import list_adapters
 from adapterhub.ops.pack import pack, plan_pack_stack
+from adapterhub.ops.publish import plan_publish, publish
 from adapterhub.ops.uninstall import plan_uninstall, uninstall
 from adapterhub.package import open_package
 from adapterhub.progress import SILENT
@@ -19,7 +21,7 @@ from adapterhub.registry.directory import DirectoryRegistry
 from adapterhub.settings import Settings
 from adapterhub.spec.digest import canonical_json
 from adapterhub.spec.refs import PackageName
-from adapterhub.spec.stack import Stack
+from adapterhub.spec.stack import Parameters, Stack, StackLayer
 from tests.factory import tiny_llama, tiny_lora
 from tests.ops.world import World
 
@@ -172,6 +174,48 @@ def test_a_stack_of_adapters_yaml_becomes_a_package(clinic: World, tmp_path: Pat
     assert not plan_pack_stack(
         tmp_path / "out", "clinic", Facts(version="1.0.0"), environment=clinic.environment
     ).changes
+
+
+def test_a_stack_package_carries_the_parameters_of_its_combination(clinic: World, tmp_path: Path) -> None:
+    clinic.install("acme/medical<2")
+    clinic.install("acme/spanish")
+    text = (clinic.project / "adapters.yaml").read_text()
+    how = "combination: dare_ties, density: 0.4, rank: 4, seed: 7"
+    told = f"stacks: {{careful: {{layers: [{{adapter: medical, weight: 0.7}}, {{adapter: spanish}}], {how}}}}}\n"
+    (clinic.project / "adapters.yaml").write_text(text + told)
+    folder, said = tmp_path / "careful", Parameters(density=0.4, rank=4, seed=7)
+    plan = plan_pack_stack(folder, "careful", Facts(version="1.0.0"), environment=clinic.environment)
+    assert ("combination", "dare_ties (density 0.4, rank 4, seed 7)") in plan.facts()
+    pack(plan)
+    written = json.loads((folder / "adapter_manifest.json").read_text())
+    assert (written["manifest_version"], written["parameters"]) == ("1.1", said.to_data())
+    publish(plan_publish(folder, "acme/careful", environment=clinic.environment, cwd=clinic.project))
+    (clinic.project / "adapters.yaml").write_text(text)
+    clinic.install("acme/careful")
+    resolved = clinic.environment.resolve_stack(Stack.parse("acme/careful"))
+    assert (resolved.combination, resolved.parameters) == ("dare_ties", said)
+    assert [layer.weight for layer in resolved.layers] == [0.7, 1.0]
+    # Within another stack it has to be combined in that one's way, parameters and all.
+    layers = (StackLayer(word="acme/careful"), StackLayer(word="./other"))
+    tiny_lora(clinic.project / "other", clinic.base, seed=9)
+    alike = Stack(layers=layers, combination="dare_ties", parameters=said)
+    assert len(clinic.environment.resolve_stack(alike, cwd=clinic.project).layers) == 3
+    with pytest.raises(UsageError, match="seed 7"):
+        clinic.environment.resolve_stack(replace(alike, parameters=replace(said, seed=8)), cwd=clinic.project)
+
+
+def test_parameters_that_a_combination_does_not_take_are_not_published(clinic: World, tmp_path: Path) -> None:
+    clinic.install("acme/medical<2")
+    text = (clinic.project / "adapters.yaml").read_text()
+    (clinic.project / "adapters.yaml").write_text(text + "stacks: {odd: medical=0.5}\n")
+    folder = tmp_path / "odd"
+    manifest = pack(plan_pack_stack(folder, "odd", Facts(version="1.0.0"), environment=clinic.environment))
+    file = folder / "adapter_manifest.json"
+    written = json.loads(file.read_text())
+    assert written["manifest_version"] == "1.0" and "parameters" not in written
+    file.write_bytes(replace(manifest, parameters=Parameters(density=0.5)).canonical_bytes())
+    with pytest.raises(InvalidFileError, match="sum takes none"):
+        plan_publish(folder, "acme/odd", environment=clinic.environment, cwd=clinic.project)
 
 
 def test_a_second_install_of_a_stack_does_nothing(clinic: World) -> None:
