@@ -118,8 +118,8 @@ def _alone(member: Member, rule: str, exact: bool, strict: bool) -> str | None:
     """Say what forbids an adapter whatever stands beside it."""
     way = member.way
     if member.method is None or way is None:
-        kind = member.method.name if member.method is not None else member.config.get("peft_type")
-        return f"{member.label}: adapters of {kind} cannot be run yet"
+        named = member.method.name if member.method is not None else "an unknown method"
+        return f"{member.label}: adapters of {member.config.get('peft_type') or named} cannot be run yet"
     name = member.method.name
     if way in _WHY and member.weight != 1.0:
         return f"{member.label}: {name} {_WHY[way]}, and has no coefficient but 1 (given {member.weight:g})"

@@ -450,4 +450,4 @@ def test_what_cannot_be_run_is_told(world: Callable[[str], World], tmp_path: Pat
     edit_json(out / "adapter_config.json", peft_type="XLORA")
     with pytest.raises(AdapterHubError, match="make no stack") as caught:
         parts_of(layers_of([out, here.make("lora")[0]]))
-    assert "xlora cannot be run yet" in " ".join(caught.value.details)
+    assert "XLORA cannot be run yet" in " ".join(caught.value.details)
