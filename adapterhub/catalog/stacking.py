@@ -104,10 +104,9 @@ def stack_faults(members: Sequence[Member], rule: str, *, exact: bool, bits: int
     # A combination is of LoRAs' factors, whatever stands over the weights that they change.
     strict = not exact and not any(is_factors(member) for member in members)
     faults = [fault for member in members if (fault := _alone(member, rule, exact, strict)) is not None]
-    if len(members) > 1:
-        known = [member for member in members if member.way is not None]
-        faults += _prompts(known)
-        faults += _packed(known) if bits is not None else []
+    known = [member for member in members if member.way is not None]
+    faults += _prompts(known)
+    faults += _packed(known) if bits is not None else []
     if bits is not None:
         told = [(item, why_not_over(bits, item.method.name, {})) for item in members if item.method is not None]
         faults += [f"{item.label}: {fault[1]}" for item, fault in told if fault]
@@ -155,16 +154,16 @@ def _named(member: Member) -> str:
 
 
 def _packed(members: Sequence[Member]) -> list[str]:
-    """Say which members packed weights cannot carry together: those that are no factors beside them."""
+    """Say which members packed weights cannot carry; one adapter of another method stands there as PEFT's model."""
     weights = [member for member in members if member.way in FOLDED]
-    plain = [member for member in weights if is_factors(member)]
-    if not weights or len(plain) == len(weights):
+    if len(members) == 1 and weights and _named(weights[0]) != "lora":
         return []
+    told = "packed weights take no change, and only LoRAs' factors stand beside them, as one: use the base in 16 bits"
+    kinds = {member.label: "more" if _named(member) == "lora" else "something else" for member in weights}
     return [
-        f"{member.label}: {_named(member)} cannot stand beside others over packed weights, which take no change: only "
-        "LoRAs do, as one; use the base in 16 bits, or `adapt convert`"
+        f"{member.label}: {_named(member)} is {kinds[member.label]} than factors; {told}"
         for member in weights
-        if member not in plain
+        if not is_factors(member)
     ]
 
 

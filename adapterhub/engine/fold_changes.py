@@ -93,7 +93,7 @@ def _place_of(model: PreTrainedModel, name: str, change: Change, faults: list[st
             faults.append(f"{name}: {type(model).__name__} has no such weight")
         return None
     if is_packed(found[1]) and own == "weight":
-        faults.append(f"{name}: is packed in few bits, and takes no change: only LoRAs stand beside it")
+        faults.append(f"{name}: is packed in few bits, and takes no change: only LoRA's factors stand beside it")
         return None
     transposed = isinstance(found[1], Conv1D) and own == "weight"
     shape = tuple(parameter.shape) if parameter.ndim == 2 else (parameter.numel(), 1)

@@ -18,9 +18,11 @@ from adapterhub.engine.parts import parts_of, put_parts
 from adapterhub.engine.peft_adapter import put_on
 from adapterhub.engine.swap import folded
 from adapterhub.errors import AdapterHubError, IncompatibleError
+from adapterhub.ops.load import load
 from adapterhub.ops.merge import merge, plan_merge
 from adapterhub.package import open_package
 from adapterhub.spec.manifest import WEIGHTS_FILE
+from adapterhub.spec.quantization import Quantization
 from adapterhub.spec.stack import Parameters
 from tests.equivalence.worlds import CASES, NotHere, World, difference, spread
 from tests.factory import edit_json, edit_tensors
@@ -368,6 +370,31 @@ def test_what_has_no_meaning_is_refused_before_the_base_is_read(
     with pytest.raises(IncompatibleError) as caught:
         parts_of(layers_of([here.make(case)[0] for case in cases], weights))
     assert reason in " ".join(caught.value.details)
+
+
+def test_over_packed_weights_loras_carry_bottlenecks_and_prompts(world: Callable[[str], World]) -> None:
+    here = world("llama")
+    assert here.record
+    lora, prompt = here.make("lora")[0], here.make("prompt_tuning")[0]
+
+    def packed(*folders: Path) -> Any:
+        where: dict[str, Any] = {"settings": here.settings, "cwd": here.root, "base": here.base_id, "device": "cpu"}
+        found = load(
+            ",".join(map(str, folders)), dtype="float32", quantization=Quantization(load_in_4bit=True), **where
+        )
+        return found.model
+
+    model = packed(lora)
+    with torch.no_grad():
+        before = load_file(prompt / WEIGHTS_FILE)["prompt_embeddings"].expand(len(here.ids), -1, -1)
+        inputs = torch.cat([before, model.get_input_embeddings()(here.ids)], dim=1)
+        wanted = model(inputs_embeds=inputs).logits[:, -here.ids.shape[1] :]
+    assert close(here.output(packed(prompt, lora)), wanted)
+    assert difference(here.output(packed(lora, here.make("bottleneck")[0])), here.output(packed(lora))) > EFFECT
+    for cases in (("lora", "ia3"), ("ia3", "prompt_tuning"), ("lora, biases",), ("dora", "lora")):
+        with pytest.raises(IncompatibleError) as caught:
+            packed(*(here.make(case)[0] for case in cases))
+        assert "packed weights take no change" in " ".join(caught.value.details)
 
 
 def test_modules_saved_whole_and_fused_experts_are_of_one_adapter(
