@@ -28,6 +28,7 @@ class Batch:
     """One batch as the model computes it: padded to `width`; the `shared` first tokens of all rows are computed once.
 
     tokens: real ones, padding not counted. labelled: tokens whose logits are computed. ends: the last of its step.
+    target: the width of what the rows are to be turned into, which a decoder of its own reads; 0 where there is none.
     """
 
     rows: int
@@ -36,6 +37,7 @@ class Batch:
     labelled: int
     shared: int = 0
     ends: bool = True
+    target: int = 0
 
     @property
     def computed(self) -> int:
@@ -82,6 +84,7 @@ def batch_of(rows: Sequence[Example], *, shares: bool, ends: bool) -> Batch:
         labelled=sum(row.trained for row in rows),
         shared=_shared(rows, width) if shares else 0,
         ends=ends,
+        target=max((len(row.target) for row in rows if isinstance(row, TextPair)), default=0),
     )
 
 
@@ -107,8 +110,13 @@ def _shared(rows: Sequence[Example], width: int) -> int:
     return length if length * (len(rows) - 1) >= WORTH_SHARING * len(rows) * width else 0
 
 
-def guessed(rows: Sequence[Row], spec: DataSpec, *, max_length: int) -> tuple[Example, ...]:
-    """Return rows in tokens by their length alone, where there is no tokenizer; ids and labels mean nothing."""
+def guessed(rows: Sequence[Row], spec: DataSpec, *, max_length: int, turned: bool = False) -> tuple[Example, ...]:
+    """Return rows in tokens by their length alone, where there is no tokenizer; ids and labels mean nothing.
+
+    turned: the prompt is to be turned into the text, and not gone on with.
+    """
+    if turned:
+        return tuple(_guessed_pair(row, number, max_length) for number, row in enumerate(rows))
     found = []
     for number, row in enumerate(rows):
         read, learned = _guess(row)
@@ -120,6 +128,21 @@ def guessed(rows: Sequence[Row], spec: DataSpec, *, max_length: int) -> tuple[Ex
         if example.trained:
             found.append(example)
     return tuple(found)
+
+
+def _guessed_pair(row: Row, number: int, max_length: int) -> TextPair:
+    """Return a source and its target, each with the token that ends it."""
+    source, target = (min(1 + _tokens(text), max_length) for text in (row.prompt, row.text))
+    return TextPair(
+        place=row.place,
+        question="",
+        input_ids=(number,) * source,
+        labels=(IGNORED,) * (source - 1) + (0,),
+        target=(0,) * target,
+        reference=row.text,
+        written=False,
+        decode=str,
+    )
 
 
 def _guess(row: Row) -> tuple[int, int]:

@@ -66,7 +66,7 @@ class CountingTokenizer(PlainTokenizer):
 
     def __call__(  # type: ignore[override]
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[str] = (),
         text_pair: Sequence[str] | None = None,
         *,
         truncation: bool | str = False,
@@ -75,12 +75,17 @@ class CountingTokenizer(PlainTokenizer):
         add_special_tokens: bool = True,
         return_overflowing_tokens: bool = False,
         return_offsets_mapping: bool = False,
+        text_target: Sequence[str] | None = None,
         verbose: bool = True,
     ) -> Any:
-        """Turn texts, or pairs of them, into ids, cut as transformers cuts them."""
+        """Turn texts, or pairs of them, into ids, cut as transformers cuts them.
+
+        text_target: texts to be learned; as in transformers, tokenizers of this kind treat them like any other.
+        """
         del verbose, return_offsets_mapping
         if isinstance(text, str):
             return super().__call__(text, add_special_tokens=add_special_tokens)
+        text = text if text_target is None else text_target
         given: list[Any] = list(text) if text_pair is None else list(zip(text, text_pair, strict=True))
         if truncation:
             assert max_length is not None

@@ -27,7 +27,7 @@ _ROTATED_FUSED = ("phi3", "falcon")
 # others have a fused kernel, which keeps none.
 _SCORE_BYTES = {"bloom": 4, "gemma2": 8}
 # Activations that transformers composes of several products, each of which autograd keeps.
-_COMPOSED = {"gelu_new": 4, "gelu_fast": 6, "quick_gelu": 2}
+COMPOSED = {"gelu_new": 4, "gelu_fast": 6, "quick_gelu": 2}
 # Where an architecture has no row in the table of families: the names that most of them use.
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "attn.c_proj")
@@ -108,6 +108,11 @@ class BaseShape:
         return _SCORE_BYTES.get(str(self.config.get("model_type")), 0)
 
     @property
+    def fuses_norms(self) -> bool:
+        """Whether its norms are RMSNorms that run fused in training (engine/fused_layers.py); Gemma's are others."""
+        return "rms_norm_eps" in self.config and not str(self.config.get("model_type")).startswith("gemma")
+
+    @property
     def linear(self) -> tuple[str, ...]:
         """The matrices inside the layers: those that quantization packs."""
         embeddings = self.embeddings
@@ -123,6 +128,11 @@ class BaseShape:
                 found.setdefault(index, []).append(name)
         return tuple(self._layer(index, found[index]) for index in sorted(found))
 
+    @property
+    def depth(self) -> int:
+        """How many layers there are, of all lists."""
+        return len({found.group() for name in self.linear if (found := _LAYER.match(name))})
+
     def in_out(self, module: str) -> tuple[int, int]:
         """Return a module's input and output width; GPT-2 stores its matrices the other way round."""
         rows, columns = self.modules[module][0], self.modules[module][1]
@@ -134,7 +144,6 @@ class BaseShape:
         heads = _number(self.config, "num_key_value_heads", "num_kv_heads") or self.heads
         key_value = query * heads // max(1, self.heads)
         leaves = {name.rpartition(".")[2] for name in names}
-        gated = any("gate" in leaf for leaf in leaves)
         rotated = self.family is not None and self.family.name in _ROTATED_FUSED and bool(leaves & set(_FUSED))
         norms = {name: size for name, size in self.norms.items() if layer_index(name) == index}
         return Layer(
@@ -144,7 +153,7 @@ class BaseShape:
             query=query,
             key_value=key_value,
             inner=self._inner(names),
-            mlp_kept=3 if gated else _COMPOSED.get(self._activation(), 1),
+            mlp_kept=_mlp_kept(leaves, self._activation()),
             fused_extra=query + key_value if rotated else 0,
             sources={name: self._source(name) for name in names},
         )
@@ -279,6 +288,15 @@ def layer_index(module: str) -> int | None:
     """Return the number of the layer that a module is in; None outside of them."""
     match = _LAYER.match(module)
     return int(match["index"]) if match else None
+
+
+def _mlp_kept(leaves: set[str], activation: str) -> int:
+    """Return how many vectors an MLP's activation and product keep, of those that its matrices' names tell."""
+    if not any("gate" in leaf for leaf in leaves):
+        return COMPOSED.get(activation, 1)
+    # Of SiLU's product what goes in alone (engine/fused_layers.py).
+    fused = leaves.issuperset(("gate_proj", "up_proj", "down_proj")) and activation in ("silu", "swish")
+    return 2 if fused else 3
 
 
 def _number(config: Mapping[str, object], *names: str) -> int:

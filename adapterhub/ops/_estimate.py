@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from adapterhub.catalog.tasks import TASKS
+from adapterhub.ops import _two_sides as two_sides
 from adapterhub.ops._adapter_shape import AdapterShape, Target, adapter_shape, any_adapter, trainable_parameters
 from adapterhub.ops._base_shape import BaseShape, Layer, base_shape, layer_index, read_base_shape
 from adapterhub.spec.quantization import Quantization
@@ -42,9 +43,11 @@ WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 4, 4, 8
 # Measured: a process that has imported torch, transformers and peft and trained something tiny.
 CPU_RUNTIME_BYTES = 460_000_000
 # The C library's heap on the CPU grows beyond what is alive: glibc seldom gives a freed aligned block to the next that
-# asks for as much (https://sourceware.org/bugzilla/show_bug.cgi?id=30723). Measured with glibc 2.36, as a share of
-# what a forward pass makes, which checkpointing does not lower.
-HEAP_SHARE = 0.85
+# asks for as much (https://sourceware.org/bugzilla/show_bug.cgi?id=30723), so that what a forward pass makes and drops
+# between what it keeps leaves holes. Measured with glibc 2.36, as a share of what it keeps, which checkpointing does
+# not lower: with LoRA's linears fused (engine/fused_layers.py), and with PEFT's own forward, which drops several
+# results of the whole width a module.
+HEAP_SHARE, PLAIN_HEAP_SHARE = 0.5, 0.85
 # The backward pass of a layer that is computed again holds its gradients beside what it keeps.
 RECOMPUTED_SHARE = 1.25
 # The CUDA context with the libraries' kernels and workspaces; not measured here.
@@ -114,9 +117,10 @@ def estimate_memory(
     """Estimate the peak memory of a training on some batches; `evaluated`: those that held-out rows are measured in."""
     on_cpu = training.device == "cpu"
     kept = logits = heap = 0
+    share = HEAP_SHARE if _runs_fused(adapter, training) else PLAIN_HEAP_SHARE
     for batch in (with_prompt(batch, adapter) for batch in batches):
         peak = _batch_peak(base, adapter, training, batch)
-        made = round(HEAP_SHARE * _forward_bytes(base, adapter, training, batch)) if on_cpu else 0
+        made = round(share * _forward_bytes(base, adapter, training, batch)) if on_cpu else 0
         if sum(peak) + made > kept + logits + heap:
             (kept, logits), heap = peak, made
     measuring = max((evaluation_bytes(base, training, batch) for batch in evaluated), default=0)
@@ -125,8 +129,8 @@ def estimate_memory(
     weights = base_bytes(base, training) + adapter.frozen * WEIGHT_BYTES
     # What is trained of the base is held once, in float32.
     weights -= adapter.of_base * BYTES_OF[training.dtype]
-    # 16-bit products take a 16-bit copy of every trainable weight along (autocast's cache).
-    copies = 2 if training.dtype != "float32" else 0
+    # 16-bit products take a 16-bit copy of every trainable weight along (autocast's cache), but where they run fused.
+    copies = 2 if training.dtype != "float32" and not _runs_fused(adapter, training) else 0
     return Memory(
         base=weights,
         adapter=adapter.parameters * (WEIGHT_BYTES + copies),
@@ -165,6 +169,8 @@ def with_prompt(batch: Batch, adapter: AdapterShape) -> Batch:
 
 def activation_bytes(base: BaseShape, adapter: AdapterShape, training: Training, batch: Batch) -> int:
     """Return what the backward pass keeps of a batch, without its logits."""
+    if training.gradient_checkpointing and _has_two_sides(base):
+        return two_sides.checkpointed_bytes(base, batch, size=BYTES_OF[training.dtype])
     if training.gradient_checkpointing:
         # Every layer keeps its input, and the last norm its own.
         return (len(base.layers) + 1) * batch.computed * base.hidden * BYTES_OF[training.dtype]
@@ -186,7 +192,21 @@ def _forward_bytes(base: BaseShape, adapter: AdapterShape, training: Training, b
     return sum(_each_layer(base, adapter, training, batch))
 
 
+def _runs_fused(adapter: AdapterShape, training: Training) -> bool:
+    """Say whether the adapted modules run fused (engine/fused_layers.py): LoRA over plain weights, without dropout."""
+    plain = bool(adapter.targets) and all(target.kept is None for target in adapter.targets)
+    return plain and not adapter.dropout and training.quantization is None
+
+
+def _has_two_sides(base: BaseShape) -> bool:
+    """Say whether a base has an encoder and a decoder (_two_sides.py)."""
+    return base.family is not None and base.family.encoder_decoder
+
+
 def _each_layer(base: BaseShape, adapter: AdapterShape, training: Training, batch: Batch) -> list[int]:
+    if _has_two_sides(base):
+        size, on_cpu, once = BYTES_OF[training.dtype], training.device == "cpu", _runs_fused(adapter, training)
+        return two_sides.layer_bytes(base, adapter, batch, size=size, on_cpu=on_cpu, fused=once)
     targets, first = _by_layer(adapter), _first_layer(base, adapter)
     layers = [layer for layer in base.layers if layer.index >= first]
     return [_layer_bytes(layer, targets.get(layer.index, ()), adapter, base, training, batch) for layer in layers]
@@ -197,8 +217,8 @@ def _layer_bytes(
 ) -> int:
     """Return what one layer keeps of a batch; see the module's docstring."""
     size, on_cpu = BYTES_OF[training.dtype], training.device == "cpu"
-    # Norms compute in float32 and keep their input so, with one number a token of their own.
-    norms = sum(4 * (width + 1) for width in layer.norms)
+    # Norms compute in float32 and keep their input so, with one number a token of their own; fused, as it was.
+    norms = sum((size if base.fuses_norms else 4) * width + 4 for width in layer.norms)
     attention = size * (2 * layer.query + layer.fused_extra) + 4 * base.heads
     inner = size * layer.mlp_kept * layer.inner
     token = norms + attention + inner + size * sum(target.kept_beside for target in targets)
@@ -209,7 +229,7 @@ def _layer_bytes(
     for target in (target for target in targets if target.reads):
         # Experts that are fused are no modules of the layer.
         source = layer.sources.get(target.module, target.module)
-        if size == 4 and not adapter.dropout:
+        if (size == 4 or _runs_fused(adapter, training)) and not adapter.dropout:
             # Modules that read the same input keep it once, and attention's output is kept already.
             sources[source] = 0 if source == "attention" else target.inputs
         else:
@@ -242,6 +262,8 @@ def logit_bytes(base: BaseShape, training: Training, batch: Batch, *, trained: b
     of every labelled token the gradient of its hidden state.
     """
     size = BYTES_OF[training.dtype]
+    if _has_two_sides(base) and not TASKS[base.task].bare:
+        return two_sides.logit_bytes(base, batch, size=size)
     if TASKS[base.task].bare:
         return batch.computed * base.hidden * (3 * 4 + (2 if size == 2 else 0))
     if trained or (rows := _block_of_logits(base, batch)) is None:
@@ -261,6 +283,8 @@ def _block_of_logits(base: BaseShape, batch: Batch) -> int | None:
 def evaluation_bytes(base: BaseShape, training: Training, batch: Batch) -> int:
     """Return what a forward pass alone holds at its peak: logits with log-probabilities, and a layer's outputs."""
     size = BYTES_OF[training.dtype]
+    if _has_two_sides(base):
+        return two_sides.evaluation_bytes(base, batch, size=size)
     if not TASKS[base.task].bare:
         rows = batch.labelled if (block := _block_of_logits(base, batch)) is None else block
         logits = rows * base.vocabulary * (2 * 4 + (2 if size == 2 else 0))
@@ -279,6 +303,8 @@ def step_operations(base: BaseShape, adapter: AdapterShape, training: Training, 
     computes its square, causal one half of it, and 2.5 times that backward.
     """
     batch = with_prompt(batch, adapter)
+    if _has_two_sides(base):
+        return two_sides.operations(base, adapter, batch, again=training.gradient_checkpointing)
     tokens, first = batch.computed, _first_layer(base, adapter)
     again = 1 if training.gradient_checkpointing else 0
     total = 0.0
@@ -295,6 +321,8 @@ def step_operations(base: BaseShape, adapter: AdapterShape, training: Training, 
 
 def forward_operations(base: BaseShape, batch: Batch) -> float:
     """Count the operations of one batch's forward pass through the bare base."""
+    if _has_two_sides(base):
+        return two_sides.operations(base, None, batch)
     square = 4 * sum(layer.query for layer in base.layers) * batch.rows * batch.width**2 * _looked_at(base)
     body = 2 * batch.computed * sum(layer.parameters for layer in base.layers)
     return body + square + 2 * _head_products(base, batch)

@@ -149,7 +149,8 @@ def read_examples(folder: Path, recipe: Recipe, base: Path | None, room: int | N
     length = min(recipe.data.max_length, room or recipe.data.max_length)
     tokenizer = None if base is None else read_counting_tokenizer(base)
     if tokenizer is None:
-        guesses = (guessed(rows, recipe.data, max_length=length) for rows in (train, held_out))
+        turned = recipe.task == "SEQ_2_SEQ_LM"
+        guesses = (guessed(rows, recipe.data, max_length=length, turned=turned) for rows in (train, held_out))
         return Examples(train=next(guesses), held_out=next(guesses), counted=False, labels=labels)
     found = [
         # The part of a tokenizer that counting needs has the same face as transformers' whole one.
@@ -299,7 +300,7 @@ def _seconds(
     passes = 3 if training.gradient_checkpointing else 2
     products = _estimate.step_operations(base, adapter, training, batch) / rate
     reading = passes * _estimate.base_bytes(base, training) / speed.bandwidth if speed.bandwidth else 0.0
-    launching = 0.0 if training.device == "cpu" else LAUNCH_SECONDS_A_LAYER * len(base.layers) * passes / 2
+    launching = 0.0 if training.device == "cpu" else LAUNCH_SECONDS_A_LAYER * base.depth * passes / 2
     return max(products, reading, launching) * _slowdown(training)
 
 

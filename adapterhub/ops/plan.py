@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from adapterhub.bases import BaseStore, MissingBaseError
 from adapterhub.catalog.methods import method_named
 from adapterhub.catalog.own_methods import BASELINE
-from adapterhub.catalog.tasks import TASKS
-from adapterhub.errors import AdapterHubError, IncompatibleError, UsageError
+from adapterhub.errors import AdapterHubError, IncompatibleError
 from adapterhub.ops import _plan_cost as cost
 from adapterhub.ops._devices import Target, choose_target
 from adapterhub.ops._estimate import AdapterShape, BaseShape, Training, base_shape, read_base_shape
@@ -31,7 +30,6 @@ from adapterhub.spec.recipe import Recipe
 if TYPE_CHECKING:
     from adapterhub.engine.data import Example
 
-_NOT_PLANNED = ("SEQ_2_SEQ_LM",)
 QLORA = Quantization(load_in_4bit=True, bnb_4bit_use_double_quant=True)
 
 
@@ -167,7 +165,8 @@ def plan_training(
     settings = settings or read_settings()
     read, where = read_recipe_with(recipe, overrides), str(recipe)
     target = choose_target(device)
-    _refuse(read, where)
+    # What trains the base itself is planned as well, to compare with, and told to be no package.
+    refuse_unsupported(read, where, baselines=True)
     base = _find_base(read, settings)
     _refuse_base(base, read)
     hyperparameters = fill_hyperparameters(read, model_type=base.model_type, where=where)
@@ -194,22 +193,6 @@ def plan_training(
         options=options,
     )
     return replace(plan, warnings=(*_doubts(read), *_fit_warnings(plan)))
-
-
-def _refuse(recipe: Recipe, where: str) -> None:
-    """Refuse what cannot be built, or has no estimate.
-
-    Raises:
-        UsageError: it names the field.
-    """
-    # What trains the base itself is planned as well, to compare with, and told to be no package.
-    refuse_unsupported(recipe, where, baselines=True)
-    if recipe.task in _NOT_PLANNED:
-        raise UsageError(
-            f"{recipe.task} cannot be planned yet: what an encoder and its decoder keep is not counted",
-            where=f"{where}: task",
-            hint=f"plannable: {', '.join(task for task in TASKS if task not in _NOT_PLANNED)}",
-        )
 
 
 def _unknown(recipe: Recipe, base: _Base, where: str) -> IncompatibleError:
@@ -286,8 +269,12 @@ def _refuse_base(base: _Base, recipe: Recipe) -> None:
         what = "its weights are stored quantized, so that their shapes say nothing"
     elif shape.experts:
         what = "it has experts, of which a token uses a few"
-    elif shape.family is not None and (shape.family.encoder_decoder or shape.family.name == "albert"):
-        what = "its layers are two lists" if shape.family.encoder_decoder else "its layers are passed more than once"
+    elif shape.family is not None and shape.family.name == "albert":
+        what = "its layers are passed more than once"
+    elif _has_decoder(shape) and recipe.task != "SEQ_2_SEQ_LM":
+        what = f"it is an encoder with a decoder, of which {recipe.task} is not counted"
+    elif _has_decoder(shape) and recipe.quantization is not None:
+        what = "which of the weights of an encoder with a decoder are packed is known when it is loaded"
     elif not shape.layers or not (shape.hidden and shape.heads and shape.vocabulary):
         what = "its config does not say what its layers are"
     if what is not None:
@@ -296,6 +283,10 @@ def _refuse_base(base: _Base, recipe: Recipe) -> None:
             where="base_model",
             hint="name a dense encoder or decoder whose weights are stored in 16 or 32 bits",
         )
+
+
+def _has_decoder(shape: BaseShape) -> bool:
+    return shape.family is not None and shape.family.encoder_decoder
 
 
 def _options(
@@ -310,7 +301,7 @@ def _options(
     """Return the recipe as it is written, and what takes less memory, each with what it costs."""
     dtype = cost.dtype_for(recipe.training.dtype, target)
     found: list[Option] = []
-    for setting in _settings(recipe, dtype):
+    for setting in _settings(recipe, dtype, packed=not _has_decoder(base.shape)):
         training = Training(
             dtype=setting.dtype,
             device=target.kind,
@@ -330,8 +321,8 @@ def _options(
     return tuple(found)
 
 
-def _settings(recipe: Recipe, dtype: str) -> list[Setting]:
-    """Return the ways to train that are looked at, each once."""
+def _settings(recipe: Recipe, dtype: str, *, packed: bool) -> list[Setting]:
+    """Return the ways to train that are looked at, each once; packed: with weights in 4 bits too."""
     training = recipe.training
     found = [Setting(title="as written", recipe=recipe, dtype=dtype)]
     if not training.gradient_checkpointing:
@@ -341,7 +332,7 @@ def _settings(recipe: Recipe, dtype: str) -> list[Setting]:
     half = max((number for number in range(1, size // 2 + 1) if size % number == 0), default=1)
     for start in tuple(found):
         found += [start.with_batch(smaller) for smaller in sorted({half, 1}, reverse=True) if smaller < size]
-    if recipe.quantization is None and method_named(recipe.method).group != BASELINE:
+    if packed and recipe.quantization is None and method_named(recipe.method).group != BASELINE:
         found += [setting.with_quantization(QLORA) for setting in tuple(found)]
     return found
 

