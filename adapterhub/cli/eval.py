@@ -12,10 +12,12 @@ from adapterhub.cli.automatic_base import plan_with_base, with_base, yes_option
 from adapterhub.cli.progress import open_progress
 from adapterhub.errors import ExitCode
 from adapterhub.ops import eval as evaluation
-from adapterhub.ops._eval_result import REGRESSED, TOO_FEW, Change, GateResult, Group, Verdict, perplexity
+from adapterhub.ops._eval_result import LOSS, REGRESSED, TOO_FEW, Change, GateResult, Group, Score, Verdict
+from adapterhub.ops._measures import measure_title, shown_measure
 from adapterhub.settings import read_settings
 
 _ALL = "all"
+_TEXT = "CAUSAL_LM"
 _SHOWN = 10
 
 
@@ -48,7 +50,7 @@ _SHOWN = 10
     default=evaluation.MAX_REGRESSION,
     show_default=True,
     metavar="SHARE",
-    help="How much higher a candidate's loss may be, as a share of the locked version's.",
+    help="How much worse a candidate may be, as a share of the locked version's loss, or of its measure.",
 )
 @click.option("--device-map", "--device", "device", metavar="DEVICE", help="auto (default), cpu, cuda, cuda:0 or mps.")
 @click.option("--dtype", metavar="DTYPE", help="auto (default, by the hardware), float32, bfloat16 or float16.")
@@ -83,15 +85,15 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> ExitCode | None:
-    """Measure the loss of base, adapters and stack on held-out rows.
+    """Measure base, adapters and stack on held-out rows.
 
     ROWS is a file of rows (JSONL, JSON, CSV, TSV, Parquet, text), or a recipe (.yaml), whose held-out rows are taken.
     The table has the loss and perplexity of a labelled token with the bare base, each adapter alone and the stack; what
     each gains over the base; and what the stack costs each of its members: with 95 % intervals of the paired
-    differences.
+    differences. Adapters for other tasks than text are measured by accuracy, F1, exact match, ROUGE-L and the like.
 
     With --gate, a candidate is compared with the locked version. It fails, with exit code 1, where over all rows or in
-    a slice its loss is higher by more than --max-regression and the interval of the difference lies above zero.
+    a slice it is worse by more than --max-regression and the interval of the difference does not hold zero.
     """
     parameters = options.combination_parameters(density, rank, combination_seed, scale, normalize)
     quantization = options.quantization_of(load_in_4bit, load_in_8bit, bnb_4bit_quant_type, bnb_4bit_use_double_quant)
@@ -132,7 +134,8 @@ def command(
     if as_json:
         console.print_json(found.to_data())
     elif found.gate is None:
-        _print_groups(found.groups, sliced=plan.slice_by is not None)
+        show = _print_groups if plan.load.task == _TEXT else _print_measures
+        show(found.groups, sliced=plan.slice_by is not None)
     else:
         _print_gate(found.gate, sliced=plan.slice_by is not None)
     return found.exit_code
@@ -157,8 +160,8 @@ def _print_groups(groups: Sequence[Group], *, sliced: bool) -> None:
                     *((group.slice or _ALL,) if sliced else ()),
                     f"{group.rows:,}",
                     score.label if score.kind != "base" else f"{score.label} (base)",
-                    f"{score.loss:.4f}",
-                    _perplexity(score.loss),
+                    _shown(LOSS, score.loss),
+                    _perplexity(score),
                     _change(score.against_base),
                     *((_change(score.stack_against),) if stacked else ()),
                 )
@@ -166,27 +169,79 @@ def _print_groups(groups: Sequence[Group], *, sliced: bool) -> None:
     console.print_table(headers, rows)
 
 
+def _print_measures(groups: Sequence[Group], *, sliced: bool) -> None:
+    """Print a task's measures: the first with its interval and what it changes, then the others, then the loss."""
+    scores = [score for group in groups for score in group.scores]
+    names = tuple(dict.fromkeys(name for score in scores for name in score.measures))
+    # Of rows with scores the loss is what is looked at first.
+    first = groups[0].measure
+    others = tuple(name for name in names if name != first)
+    stacked = any(score.stack_against is not None for score in scores)
+    compared = any(score.against_base is not None for score in scores)
+    headers = (
+        *(("slice",) if sliced else ()),
+        "rows",
+        "model",
+        measure_title(first),
+        *map(measure_title, others),
+        *(() if first == LOSS else ("loss",)),
+        *(("against the base",) if compared else ()),
+        *(("the stack against it",) if stacked else ()),
+    )
+    rows = []
+    for group in groups:
+        for score in group.scores:
+            value = score.loss if first == LOSS else score.measures.get(first)
+            rows.append(
+                (
+                    *((group.slice or _ALL,) if sliced else ()),
+                    f"{group.rows:,}",
+                    score.label if score.kind != "base" else f"{score.label} (base)",
+                    _with_interval(first, value, score.low, score.high),
+                    *(_shown(name, score.measures.get(name)) for name in others),
+                    *(() if first == LOSS else (_shown(LOSS, score.loss),)),
+                    *((_change(score.against_base),) if compared else ()),
+                    *((_change(score.stack_against),) if stacked else ()),
+                )
+            )
+    console.print_table(headers, rows)
+
+
+def _shown(name: str, value: float | None) -> str:
+    return "" if value is None else shown_measure(name, value)
+
+
+def _with_interval(name: str, value: float | None, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return _shown(name, value)
+    return f"{_shown(name, value)} ({_shown(name, low)} to {_shown(name, high)})"
+
+
 def _print_gate(gate: GateResult, *, sliced: bool) -> None:
     if gate.missing is not None:
         console.say(f"{gate.missing}: nothing to compare")
         return
+    title = measure_title(gate.measure)
     console.print_facts([("locked", gate.locked), ("candidate", gate.candidate or "")])
     console.print_lines([""])
-    headers = (*(("slice",) if sliced else ()), "rows", "loss, locked", "candidate", "change", "verdict")
+    headers = (*(("slice",) if sliced else ()), "rows", f"{title}, locked", "candidate", "change", "verdict")
     console.print_table(headers, [_verdict(item, sliced=sliced) for item in gate.verdicts])
     if gate.rows:
         console.print_lines([""])
-        headers = ("row", *(("slice",) if sliced else ()), "tokens", "loss, locked", "candidate", "added")
+        is_loss = gate.measure == LOSS
+        units = ("tokens",) if is_loss else ()
+        last = "added" if is_loss else "lost"
+        headers = ("row", *(("slice",) if sliced else ()), *units, f"{title}, locked", "candidate", last)
         console.print_table(
             headers,
             [
                 (
                     row.place,
                     *((row.slice or _ALL,) if sliced else ()),
-                    f"{row.tokens:,}",
-                    f"{row.locked:.4f}",
-                    f"{row.candidate:.4f}",
-                    f"{row.added:+.2f}",
+                    *((f"{row.tokens:,}",) if is_loss else ()),
+                    shown_measure(row.measure, row.locked),
+                    shown_measure(row.measure, row.candidate),
+                    f"{row.added:+.2f}" if is_loss else shown_measure(row.measure, row.added),
                 )
                 for row in gate.rows[:_SHOWN]
             ],
@@ -197,24 +252,24 @@ def _print_gate(gate: GateResult, *, sliced: bool) -> None:
     if few:
         console.warn(f"too few different questions to judge: {', '.join(few)}")
     failed = [item.slice or _ALL for item in gate.verdicts if item.verdict == REGRESSED]
-    allowed = f"more than {gate.max_regression:.2%} higher, beyond chance"
-    console.say(f"failed: the loss is {allowed}: {', '.join(failed)}" if failed else "no regression found")
+    way = "higher" if gate.measure == LOSS else "lower"
+    told = f"failed: the {title} is more than {gate.max_regression:.2%} {way}, beyond chance"
+    console.say(f"{told}: {', '.join(failed)}" if failed else "no regression found")
 
 
 def _verdict(item: Verdict, *, sliced: bool) -> tuple[str, ...]:
     return (
         *((item.slice or _ALL,) if sliced else ()),
         f"{item.rows:,}",
-        f"{item.locked:.4f}",
-        f"{item.candidate:.4f}",
+        shown_measure(item.measure, item.locked),
+        shown_measure(item.measure, item.candidate),
         _change(item.change),
         item.verdict,
     )
 
 
-def _perplexity(loss: float) -> str:
-    value = perplexity(loss)
-    return "" if value is None else f"{value:.4g}"
+def _perplexity(score: Score) -> str:
+    return "" if score.perplexity is None else f"{score.perplexity:.4g}"
 
 
 def _change(change: Change | None) -> str:

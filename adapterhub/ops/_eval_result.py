@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from adapterhub.errors import ExitCode
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 MIN_QUESTIONS = 5
 SEED = 0
 BASE, ADAPTER, STACK, LOCKED, CANDIDATE = "base", "adapter", "stack", "locked", "candidate"
+NAIVE = "naive"
+LOSS = "loss"
 PASSED, REGRESSED, TOO_FEW = "passed", "regressed", "too few rows"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """How much higher one model's loss is than another's on the same rows, as a share of the other's.
+    """How much higher one model's loss or measure is than another's on the same rows, as a share of the other's.
 
     low, high: the 95 % interval of a paired bootstrap over questions (engine/evaluate.py).
     """
@@ -48,44 +50,56 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """One model on one group of rows. loss: nats a labelled token.
+    """One model on one group of rows. loss: nats a labelled token, or what else the task labels; None of no model.
 
-    against_base: its loss against the bare base's, None for the base. stack_against: the stack's loss against its own,
-    None for the stack, and where there is none. Both are None where what is compared with loses nothing.
+    measures: the task's others, the one to look at first before the rest; low, high: its 95 % interval. against_base:
+    its loss, or where there is one its first measure, against the bare base's, None for the base and where that can't
+    do the task. stack_against: the stack's against its own, None for the stack, and where there is none. Both are None
+    where what is compared with is 0.
     """
 
     kind: str
     label: str
-    loss: float
+    loss: float | None
     against_base: Change | None = None
     stack_against: Change | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+    low: float | None = None
+    high: float | None = None
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss); None where that is no finite number."""
-        return perplexity(self.loss)
+        """exp(loss) of a causal language model; None where that is no finite number."""
+        return None if self.loss is None or self.measures else perplexity(self.loss)
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
         return {
             "kind": self.kind,
             "label": self.label,
-            "loss": round(self.loss, 6),
+            "loss": None if self.loss is None else round(self.loss, 6),
             "perplexity": None if self.perplexity is None else round(self.perplexity, 6),
             "against_base": None if self.against_base is None else self.against_base.to_data(),
             "stack_against": None if self.stack_against is None else self.stack_against.to_data(),
+            "measures": {name: round(value, 6) for name, value in self.measures.items()},
+            "low": None if self.low is None else round(self.low, 6),
+            "high": None if self.high is None else round(self.high, 6),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """All rows (`slice` None) or those of one slice, and how each model does there; tokens: the labelled ones."""
+    """All rows (`slice` None) or those of one slice, and how each model does there.
+
+    tokens: the labelled ones, or what else the task labels. measure: what models are compared by.
+    """
 
     slice: str | None
     rows: int
     questions: int
     tokens: int
     scores: tuple[Score, ...]
+    measure: str = LOSS
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -94,6 +108,7 @@ class Group:
             "rows": self.rows,
             "questions": self.questions,
             "tokens": self.tokens,
+            "measure": self.measure,
             "models": [score.to_data() for score in self.scores],
         }
 
@@ -102,7 +117,8 @@ class Group:
 class Verdict:
     """What a gate says of all rows (`slice` None) or of one slice.
 
-    locked, candidate: nats a labelled token. change: None where the locked version loses nothing.
+    measure: what both are compared by. locked, candidate: its values, of a loss nats a labelled token. change: None
+    where the locked version's is 0.
     """
 
     slice: str | None
@@ -113,6 +129,7 @@ class Verdict:
     candidate: float
     change: Change | None
     verdict: str
+    measure: str = LOSS
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -121,8 +138,8 @@ class Verdict:
             "rows": self.rows,
             "questions": self.questions,
             "tokens": self.tokens,
-            "loss_locked": round(self.locked, 6),
-            "loss_candidate": round(self.candidate, 6),
+            f"{self.measure}_locked": round(self.locked, 6),
+            f"{self.measure}_candidate": round(self.candidate, 6),
             "change": None if self.change is None else self.change.to_data(),
             "verdict": self.verdict,
         }
@@ -130,17 +147,20 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailingRow:
-    """A row of a group that regressed, whose own loss rose beyond what is allowed; losses in nats a labelled token."""
+    """A row of a group that regressed, which itself became worse than is allowed; losses in nats a labelled token."""
 
     place: str
     slice: str | None
     tokens: int
     locked: float
     candidate: float
+    measure: str = LOSS
 
     @property
     def added(self) -> float:
-        """By how much its loss rose in all, in nats: what the mean of its group has from it."""
+        """By how much its loss rose in all, in nats: what the mean of its group has from it; else what it lost."""
+        if self.measure != LOSS:
+            return self.locked - self.candidate
         return (self.candidate - self.locked) * self.tokens
 
     def to_data(self) -> dict[str, object]:
@@ -149,9 +169,9 @@ class FailingRow:
             "place": self.place,
             "slice": self.slice,
             "tokens": self.tokens,
-            "loss_locked": round(self.locked, 6),
-            "loss_candidate": round(self.candidate, 6),
-            "added": round(self.added, 6),
+            f"{self.measure}_locked": round(self.locked, 6),
+            f"{self.measure}_candidate": round(self.candidate, 6),
+            "added" if self.measure == LOSS else "lost": round(self.added, 6),
         }
 
 
@@ -159,7 +179,8 @@ class FailingRow:
 class GateResult:
     """A candidate against the locked version. verdicts: over all rows first; none where there is no candidate.
 
-    rows: those that failed, the one that cost most first. missing: why there was nothing to compare.
+    rows: those that failed, the one that cost most first. missing: why there was nothing to compare. measure: what both
+    are compared by.
     """
 
     locked: str
@@ -168,6 +189,7 @@ class GateResult:
     verdicts: tuple[Verdict, ...] = ()
     rows: tuple[FailingRow, ...] = ()
     missing: str | None = None
+    measure: str = LOSS
 
     @property
     def regressed(self) -> tuple[Verdict, ...]:
@@ -192,6 +214,7 @@ class GateResult:
             "locked": self.locked,
             "candidate": self.candidate,
             "missing": self.missing,
+            "measure": self.measure,
             "max_regression": self.max_regression,
             "verdicts": [item.to_data() for item in self.verdicts],
             "rows": [row.to_data() for row in self.rows],
@@ -200,12 +223,21 @@ class GateResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The losses of each model on the same examples; groups: the indices of each slice's examples."""
+    """The losses of each model on the same examples; groups: the indices of each slice's examples.
+
+    Of another task than CAUSAL_LM also what each model's head tells apart, the same examples with the classes numbered
+    so, and what needs no model: what it is called, and the rows that tell it where they are others (trained).
+    """
 
     examples: Sequence[Example]
     slices: Sequence[str]
     models: Sequence[tuple[str, str]]
     losses: Sequence[RowLosses]
+    task: str = "CAUSAL_LM"
+    labels: Sequence[tuple[str, ...]] = ()
+    encoded: Sequence[Sequence[Example]] = ()
+    naive: str | None = None
+    trained: Sequence[Example] = ()
 
     @property
     def groups(self) -> Iterator[tuple[str | None, list[int]]]:
@@ -237,7 +269,7 @@ def score_groups(found: Measured, *, samples: int) -> tuple[Group, ...]:
             base = None if kind == BASE else Change.between(losses[0], own, samples=samples)
             cost = None if stack is None or kind == STACK else Change.between(own, stack, samples=samples)
             scores.append(Score(kind=kind, label=label, loss=own.mean, against_base=base, stack_against=cost))
-        groups.append(Group(slice=name, scores=tuple(scores), **_counts(losses[0])))
+        groups.append(Group(slice=name, scores=tuple(scores), measure=LOSS, **_counts(losses[0])))
     return tuple(groups)
 
 
@@ -257,7 +289,15 @@ def judge(found: Measured, *, max_regression: float, samples: int) -> GateResult
         fine = change.relative <= max_regression or change.low <= 0 if change is not None else not candidate.mean
         verdict = TOO_FEW if counts["questions"] < MIN_QUESTIONS else PASSED if fine else REGRESSED
         verdicts.append(
-            Verdict(slice=name, locked=locked.mean, candidate=candidate.mean, change=change, verdict=verdict, **counts)
+            Verdict(
+                slice=name,
+                locked=locked.mean,
+                candidate=candidate.mean,
+                change=change,
+                verdict=verdict,
+                measure=LOSS,
+                **counts,
+            )
         )
         if verdict == REGRESSED:
             failing |= {i: row for i in rows if (row := _failing(found, i, max_regression)) is not None}

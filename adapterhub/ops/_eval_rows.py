@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 NO_VALUE = "(none)"
 MAX_SLICES = 100
-_RECIPES = (".yaml", ".yml")
+RECIPE_SUFFIXES = (".yaml", ".yml")
 _SHOWN = 20
 
 
@@ -31,7 +31,8 @@ _SHOWN = 20
 class EvalRows:
     """Rows to measure on. slices: of each row the value of the column, as text; empty where none was asked for.
 
-    found: how many rows there were before a limit. spec: how they are turned into tokens, as a training would.
+    found: how many rows there were before a limit. spec: how they are turned into tokens, as a training would. train:
+    what the recipe trains on, where the rows are a recipe's.
     """
 
     rows: tuple[Row, ...]
@@ -41,6 +42,7 @@ class EvalRows:
     evaluation: EvaluationSpec
     digest: Digest
     warnings: tuple[str, ...] = ()
+    train: tuple[Row, ...] = ()
 
     @property
     def groups(self) -> Mapping[str, tuple[int, ...]]:
@@ -51,45 +53,52 @@ class EvalRows:
         return {name: tuple(found[name]) for name in sorted(found)}
 
 
-def read_eval_rows(path: Path, *, recipe: Path | None, slice_by: str | None, limit: int | None) -> EvalRows:
+def read_eval_rows(
+    path: Path, *, recipe: Path | None, slice_by: str | None, limit: int | None, task: str = "CAUSAL_LM"
+) -> EvalRows:
     """Read a file of rows, or the rows that a recipe (.yaml) holds out of its training.
 
-    recipe: how a file of rows is read (columns, template, train_on, max_length); by default as a recipe that says
-    nothing. limit: so many rows, evenly spread over all.
+    task: whose rows they have to be. recipe: how a file of rows is read (columns, template, train_on, max_length); by
+    default as a recipe that says nothing. limit: so many rows, evenly spread over all.
 
     Raises:
         InvalidFileError: rows are malformed, all of them named. UnsatisfiedError: there is no such file.
-        UsageError: no row has the column, it makes too many slices, or nothing is held out.
+        UsageError: no row has the column, it makes too many slices, nothing is held out, or the recipe is for another
+        task.
     """
-    if path.suffix.lower() in _RECIPES:
+    if path.suffix.lower() in RECIPE_SUFFIXES:
         if recipe is not None:
             raise UsageError(
                 f"{path} is a recipe: it says itself how its rows are read",
                 where="--recipe",
                 hint="leave --recipe out, or name a file of rows",
             )
-        return _held_out(path, slice_by, limit)
-    read = None if recipe is None else _read_recipe(recipe)
+        return _held_out(path, slice_by, limit, task)
+    read = None if recipe is None else _read_recipe(recipe, task)
     source = SourceSpec(path=path.name) if read is None else _same_reading(read, recipe, path)
     spec = replace(DataSpec(train="") if read is None else read.data, train=(source,), eval=None)
     evaluation = EvaluationSpec() if read is None else read.evaluation
     folder = path.parent
     from adapterhub.engine.rows import read_row_files
 
-    (file,) = read_row_files(folder, spec)[0].files
+    (file,) = read_row_files(folder, spec, task=task)[0].files
     values = _values(folder, (source,), (file,), slice_by) if slice_by is not None else None
     return _chosen(file.rows, values, (file,), spec, evaluation, limit=limit, slice_by=slice_by)
 
 
-def _read_recipe(path: Path) -> Recipe:
+def _read_recipe(path: Path, task: str) -> Recipe:
     """Read a recipe.
 
     Raises:
-        UsageError: it is for a task whose rows are no text to go on with.
+        UsageError: its task is not that of the models to measure.
     """
     recipe = read_recipe_with(path, ())
-    if recipe.task != "CAUSAL_LM":
-        raise UsageError(f"the loss of rows for {recipe.task} is not measured yet", where=f"{path}: task")
+    if recipe.task != task:
+        raise UsageError(
+            f"its rows are for {recipe.task}, and what is to be measured does {task}",
+            where=f"{path}: task",
+            hint=f"--stack with an adapter for {recipe.task}, or rows for {task}",
+        )
     return recipe
 
 
@@ -118,13 +127,13 @@ def _way(source: SourceSpec, path: str) -> SourceSpec:
     return replace(source, path=path, dataset=None, name=None, split=None, revision=None, type=None, weight=1.0)
 
 
-def _held_out(path: Path, slice_by: str | None, limit: int | None) -> EvalRows:
+def _held_out(path: Path, slice_by: str | None, limit: int | None, task: str) -> EvalRows:
     """Return what a recipe holds out: its `eval` files, or its share of the training files."""
-    recipe = _read_recipe(path)
+    recipe = _read_recipe(path, task)
     spec = recipe.data
     from adapterhub.engine.rows import choose_rows, read_row_files, shared_rows
 
-    train_set, eval_set = read_row_files(path.parent, spec)
+    train_set, eval_set = read_row_files(path.parent, spec, task=task)
     train, rows = choose_rows(train_set, eval_set, spec, recipe.training.seed)
     if not rows:
         raise UsageError(
@@ -144,7 +153,7 @@ def _held_out(path: Path, slice_by: str | None, limit: int | None) -> EvalRows:
     seen = shared_rows(train, rows)
     warnings = (f"{len(seen)} held-out rows are trained on as well, {seen[0]} first",) if seen else ()
     found = _chosen(rows, values, files, spec, recipe.evaluation, limit=limit, slice_by=slice_by)
-    return replace(found, warnings=warnings)
+    return replace(found, warnings=warnings, train=tuple(train))
 
 
 def _chosen(

@@ -57,5 +57,15 @@ def measure_doubts(metrics: Mapping[str, float], task: str) -> tuple[str, ...]:
     return ()
 
 
+def measure_title(name: str) -> str:
+    """Return a measure's name as people read it."""
+    return _TITLES.get(name, name.replace("_", " "))
+
+
+def shown_measure(name: str, value: float) -> str:
+    """Return a measure's value as people read it."""
+    return f"{value:.4f}" if name == "loss" else _shown(name, value)
+
+
 def _shown(name: str, value: float) -> str:
     return f"{value:.3f}" if name in _PLAIN else f"{value:.1%}"

@@ -1,19 +1,39 @@
-"""`adapt eval`: the loss of base, adapters and stack on held-out rows; a new version gated against the locked one."""
+"""`adapt eval`: base, adapters and stack measured on held-out rows; a new version gated against the locked one."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import find_environment
 from adapterhub.errors import ExitCode, IncompatibleError, UsageError
 from adapterhub.fingerprints import chat_template_digest, tokenizer_digest
 from adapterhub.ops._eval_gate import Gate, candidate_folder, find_gate
-from adapterhub.ops._eval_measure import Model, adapter_alone, measure, models_of
-from adapterhub.ops._eval_result import CANDIDATE, LOCKED, GateResult, Group, Measured, judge, score_groups
-from adapterhub.ops._eval_rows import EvalRows, read_eval_rows
+from adapterhub.ops._eval_measure import adapter_alone, measure, models_of
+from adapterhub.ops._eval_result import (
+    CANDIDATE,
+    LOCKED,
+    NAIVE,
+    GateResult,
+    Group,
+    Measured,
+    judge,
+    score_groups,
+)
+from adapterhub.ops._eval_rows import RECIPE_SUFFIXES, EvalRows, read_eval_rows
+from adapterhub.ops._eval_tasks import (
+    Contestant,
+    contestants_of,
+    judge_task,
+    measure_task,
+    naive_label,
+    score_task_groups,
+)
+from adapterhub.ops._recipes import read_recipe_with
+from adapterhub.ops._task_of import TASK
 from adapterhub.ops.load import LoadPlan, plan_load
 from adapterhub.progress import SILENT, Progress
 from adapterhub.settings import Settings, read_settings
@@ -52,9 +72,12 @@ class EvalPlan(Plan):
         return (
             ("rows", f"{count}{of} from {self.where}"),
             *((("slices", f"{self.slice_by}: {', '.join(groups)}"),) if self.slice_by is not None else ()),
-            ("labels", f"train_on: {self.rows.spec.train_on}, cut at {self.rows.spec.max_length} tokens"),
+            ("labels", f"{self._labels()}, cut at {self.rows.spec.max_length} tokens"),
             *(item for item in self.load.facts() if self.gate is None or item[0] not in ("stack", "combination")),
         )
+
+    def _labels(self) -> str:
+        return f"train_on: {self.rows.spec.train_on}" if self.load.task == TASK else self.load.task
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
@@ -71,6 +94,7 @@ class EvalPlan(Plan):
             self.load.to_data()
             | Plan.to_data(self)
             | {
+                "task": self.load.task,
                 "rows": len(self.rows.rows),
                 "rows_found": self.rows.found,
                 "rows_digest": str(self.rows.digest),
@@ -102,6 +126,7 @@ class EvalResult:
         """Return plain JSON data."""
         load = self.plan.load.to_data()
         return {
+            "task": self.plan.load.task,
             "base": load["base"],
             "stack": load["stack"],
             **self.plan.load.rule.to_data(),
@@ -149,12 +174,6 @@ def plan_eval(
     _check_counts(limit, batch_size)
     combined = combination is not None or (parameters is not None and parameters != Parameters())
     _check_gate(gate, against, max_regression, stacked=stack is not None or combined)
-    read = read_eval_rows(
-        here / Path(rows).expanduser(),
-        recipe=None if recipe is None else here / recipe.expanduser(),
-        slice_by=slice_by,
-        limit=limit,
-    )
     found, label = None, stack
     if gate is not None:
         environment = find_environment(cwd, settings)
@@ -170,10 +189,19 @@ def plan_eval(
         quantization=quantization,
         settings=settings,
         cwd=cwd,
+        tasks=tuple(TASKS),
+    )
+    load = _bare_task(load, here, rows, recipe)
+    read = read_eval_rows(
+        here / Path(rows).expanduser(),
+        recipe=None if recipe is None else here / recipe.expanduser(),
+        slice_by=slice_by,
+        limit=limit,
+        task=load.task,
     )
     return EvalPlan(
         verb="eval",
-        steps=_steps(load, found),
+        steps=_steps(load, found, trained=bool(read.train)),
         warnings=(*read.warnings, *load.warnings, *(found.notes if found is not None else ())),
         load=load,
         rows=read,
@@ -184,6 +212,25 @@ def plan_eval(
         settings=settings,
         cwd=cwd,
     )
+
+
+def _bare_task(load: LoadPlan, here: Path, rows: str | Path, recipe: Path | None) -> LoadPlan:
+    """Return a plan of a bare base for the task of the recipe that says what its rows are for.
+
+    Raises:
+        UsageError: the base has no head for that task, so that there is nothing to measure.
+    """
+    named = [path for path in (recipe, Path(rows)) if path is not None and path.suffix.lower() in RECIPE_SUFFIXES]
+    if load.stack.layers or not named:
+        return load
+    task = read_recipe_with(here / named[0].expanduser(), ()).task
+    if TASKS[task].head_modules:
+        raise UsageError(
+            f"a bare base has no head for {task}: there is nothing to measure",
+            where=str(named[0]),
+            hint="--stack with an adapter that was trained for it",
+        )
+    return replace(load, task=task)
 
 
 def _check_counts(limit: int | None, batch_size: int | None) -> None:
@@ -207,10 +254,14 @@ def _check_gate(gate: str | None, against: str | None, max_regression: float, *,
         raise UsageError(f"{max_regression} is no share: it has to be 0 or more", where="--max-regression")
 
 
-def _steps(load: LoadPlan, gate: Gate | None) -> tuple[Step, ...]:
+def _steps(load: LoadPlan, gate: Gate | None, *, trained: bool) -> tuple[Step, ...]:
     begin = Step(action="load", subject=load.base.ref.id, detail=load.base.dtype, size=load.base.size)
     if gate is None:
-        return (begin, *(Step(action="measure", subject=model.label, detail=model.kind) for model in models_of(load)))
+        models = [one.model for one in contestants_of(load, models_of(load))]
+        named = [(model.label, model.kind) for model in models]
+        naive = naive_label(load.task, trained=trained)
+        named = [*([] if naive is None else [(naive, NAIVE)]), *named]
+        return (begin, *(Step(action="measure", subject=label, detail=kind) for label, kind in named))
     if gate.candidate is None:
         return (Step(action="keep", subject=gate.label, detail=gate.missing or ""),)
     steps = [begin]
@@ -235,8 +286,10 @@ def evaluate(plan: EvalPlan, *, progress: Progress = SILENT) -> EvalResult:
     """
     gate, samples = plan.gate, plan.rows.evaluation.bootstrap_samples
     if gate is None:
-        measured, base, notes = _measure(plan, models_of(plan.load), progress)
-        return _result(plan, base, groups=score_groups(measured, samples=samples), warnings=notes)
+        contestants = contestants_of(plan.load, models_of(plan.load))
+        measured, base, notes = _measure(plan, contestants, progress)
+        score = score_groups if measured.task == TASK else score_task_groups
+        return _result(plan, base, groups=score(measured, samples=samples), warnings=notes)
     if gate.candidate is None:
         none = GateResult(locked=gate.label, candidate=None, max_regression=gate.max_regression, missing=gate.missing)
         return EvalResult(plan=plan, device=plan.load.device, dtype=plan.load.dtype, gate=none)
@@ -247,21 +300,29 @@ def evaluate(plan: EvalPlan, *, progress: Progress = SILENT) -> EvalResult:
             quantization=plan.load.quantization,
             settings=plan.settings,
             cwd=plan.cwd,
+            tasks=tuple(TASKS),
         )
         _require_one_tokenizer(plan.load, load, gate)
-        models = (
-            adapter_alone(plan.load.stack.layers[0], kind=LOCKED, label=gate.label),
-            adapter_alone(load.stack.layers[0], kind=CANDIDATE, label=gate.candidate.label),
+        named = ((plan.load, LOCKED, gate.label), (load, CANDIDATE, gate.candidate.label))
+        contestants = tuple(
+            Contestant(model=adapter_alone(one.stack.layers[0], kind=kind, label=label), labels=one.labels)
+            for one, kind, label in named
         )
-        measured, base, notes = _measure(plan, models, progress)
-    judged = judge(measured, max_regression=gate.max_regression, samples=samples)
+        measured, base, notes = _measure(plan, contestants, progress)
+    judging = judge if measured.task == TASK else judge_task
+    judged = judging(measured, max_regression=gate.max_regression, samples=samples)
     return _result(plan, base, gate=judged, warnings=(*(f"candidate: {text}" for text in load.warnings), *notes))
 
 
 def _measure(
-    plan: EvalPlan, models: tuple[Model, ...], progress: Progress
+    plan: EvalPlan, contestants: tuple[Contestant, ...], progress: Progress
 ) -> tuple[Measured, LoadedBase, tuple[str, ...]]:
-    return measure(plan.load, plan.rows, models, batch_size=plan.batch_size, where=plan.where, progress=progress)
+    size, where = plan.batch_size, plan.where
+    if plan.load.task == TASK:
+        models = tuple(one.model for one in contestants)
+        return measure(plan.load, plan.rows, models, batch_size=size, where=where, progress=progress)
+    naive = plan.gate is None
+    return measure_task(plan.load, plan.rows, contestants, batch_size=size, where=where, naive=naive, progress=progress)
 
 
 def _result(
@@ -277,7 +338,14 @@ def _result(
 
 
 def _require_one_tokenizer(locked: LoadPlan, candidate: LoadPlan, gate: Gate) -> None:
-    """Refuse losses of different tokens: a share of one says nothing about the other."""
+    """Refuse what can't be compared: other tasks, or losses of different tokens, of which no share tells anything."""
+    if locked.task != candidate.task:
+        assert gate.candidate is not None
+        raise IncompatibleError(
+            f"the candidate is for {candidate.task}, and the locked version for {locked.task}",
+            where=f"{gate.candidate.label}, {gate.label}",
+            hint="compare two versions of one adapter",
+        )
 
     def words(plan: LoadPlan) -> tuple[object, object]:
         recorded = plan.base.ref.fingerprints
