@@ -113,7 +113,7 @@ class _Session:
             for warning in plan.warnings:
                 console.warn(warning)
             if self.chat.reads > before:
-                console.say("the base model was read anew: only LoRAs are taken out of it again")
+                console.say("the base model was read anew: not every stack can be taken out of it again")
         console.say(f"active: {self.chat.stack_label()}")
 
     def _compare(self, text: str) -> None:

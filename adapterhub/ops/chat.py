@@ -143,7 +143,7 @@ class Chat:
 
     @property
     def reads(self) -> int:
-        """How often the base model was read: an adapter of another method than LoRA needs it read anew."""
+        """How often the base model was read: a stack that cannot be taken out again to the bit needs it read anew."""
         return self._switcher.reads
 
     def stack_label(self) -> str:
