@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from adapterhub.catalog.methods import METHODS
 from adapterhub.catalog.neutral_values import NEUTRAL
 from adapterhub.documents import read_manifest
+from adapterhub.engine import adapters, eva
 from adapterhub.errors import AdapterHubError, IncompatibleError, InvalidFileError, UsageError
 from adapterhub.ops.build import build, plan_build
 from adapterhub.settings import Settings
@@ -60,6 +62,30 @@ def test_a_package_of_another_method_is_built(
     assert open_codes == (set() if method in ("lora", "dora") else {"ADP404"}) | (set() if told else {"ADP402"})
     assert "ADP401" in result.report.passed
     assert ("ADP402" in result.report.passed) == told
+
+
+def test_a_start_from_the_rows_is_found_once(tmp_path: Path, home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"r": 2, "init_lora_weights": "eva", "lora_dropout": 0.1, "target_modules": "all-linear"}
+    recipe, words = other(tmp_path / "p", "lora", given, save_steps=2)
+
+    def built(name: str) -> Any:
+        return build(recipe, out=tmp_path / name, overrides=words, settings=home)
+
+    def cut(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    whole = built("whole")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(adapters, "save", cut)
+        built("again")
+    # Neither what goes on nor what is there already reads the rows for it.
+    monkeypatch.setattr(eva, "_directions", cut)
+    again = built("again")
+    assert (whole.resumed_at, again.resumed_at) == (None, 4)
+    assert again.manifest.digest == whole.manifest.digest
+    assert built("again").kept
+    config = json.loads((tmp_path / "again/adapter_config.json").read_text())
+    assert len({2, *config["rank_pattern"].values()}) > 1
 
 
 def test_plans_tell_sizes_and_modules_and_count_what_headers_tell(tmp_path: Path, home: Settings) -> None:
