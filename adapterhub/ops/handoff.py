@@ -287,13 +287,18 @@ def _plan_one(engine: ServingEngine, load: LoadPlan, name: str, out: Path) -> Ha
 
 
 def _changes(load: LoadPlan) -> StackDelta:
-    """Return a stack as factors; one adapter of a LoRA-like method is multiplied out."""
+    """Return a stack as factors; one adapter of a LoRA-like method is multiplied out.
+
+    Raises:
+        IncompatibleError: it is no sum of low-rank factors as it stands.
+    """
     from adapterhub.algebra.combine import combine
     from adapterhub.algebra.lora_like import KINDS, read_changes
 
     layers = load.stack.layers
-    if len(layers) == 1 and layers[0].package.config.get("peft_type") in KINDS:
-        return read_changes(layers[0].package)  # plan_load has seen that it has no coefficient and no rule
+    alone = len(layers) == 1 and layers[0].weight == 1.0 and load.rule.exact
+    if alone and layers[0].package.config.get("peft_type") in KINDS:
+        return read_changes(layers[0].package)
     return combine([(layer.package, layer.weight) for layer in layers], load.rule)
 
 

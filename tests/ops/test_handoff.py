@@ -220,9 +220,10 @@ def test_a_lora_like_adapter_is_multiplied_out(project: Path, settings: Settings
     found = changes(project / "out" / "loha")
     assert set(found) == {name}
     np.testing.assert_allclose(found[name], expected, rtol=0, atol=1e-6)
-    with pytest.raises(IncompatibleError) as caught:
-        plan_handoff(project / "other", "vllm", stack="./loha,./a", settings=settings)
-    assert any("adapt convert" in line for line in caught.value.details)
+    for stack in ("./loha,./a", "./loha=0.5"):
+        with pytest.raises(IncompatibleError, match="cannot be written as a sum of low-rank changes") as caught:
+            plan_handoff(project / "other", "vllm", stack=stack, settings=settings)
+        assert "adapt convert" in (caught.value.hint or "")
 
 
 def test_options_that_mean_nothing_are_refused(project: Path, settings: Settings) -> None:
