@@ -102,8 +102,9 @@ def measure_task(
     limit_blas_threads(load.threads)
     losses, encoded = list["RowLosses"](), list["Examples"]()
     trained: Sequence[Example] = ()
+    base: LoadedBase | None = None
     for contestant in contestants:
-        model = contestant.model
+        model, base = contestant.model, None  # before the next is read: two would not always fit
         with progress.task(f"load {model.label}", total=None):
             base = load_stack(
                 load.base,
@@ -136,6 +137,7 @@ def measure_task(
         )
         _require_finite(found, encoded[-1].items, model)
         losses.append(found)
+    assert base is not None  # there is always one to measure: plan_eval refuses a bare base that cannot do the task
     first = encoded[0].items
     slice_of = dict(zip((row.place for row in rows.rows), rows.slices, strict=True)) if rows.slices else {}
     measured = Measured(
