@@ -23,7 +23,7 @@ from adapterhub.engine.memory import memory_errors
 from adapterhub.engine.steps import StepRows, shared_batches
 from adapterhub.engine.tasks import TaskEngine
 from adapterhub.engine.tasks import _classes as classes
-from adapterhub.engine.tasks.seq_2_seq_lm import SequenceToSequence
+from adapterhub.engine.tasks.seq_2_seq_lm import SequenceToSequence, decoder_inputs
 from adapterhub.errors import IncompatibleError
 from adapterhub.progress import Progress
 from adapterhub.spec.training import TrainingSpec
@@ -233,7 +233,7 @@ class _Feed:
                 # One column of padding more, so that a width tells whose positions a module sees.
                 for name, filler in (("input_ids", self.rows.pad_id), ("attention_mask", 0)):
                     batch[name] = torch.nn.functional.pad(batch[name], (0, 1), value=filler)
-            batch["decoder_input_ids"] = self._whole.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+            batch["decoder_input_ids"] = decoder_inputs(self._whole, batch["labels"])
         return batch
 
     def counted(self, batch: Mapping[str, torch.Tensor], _: object) -> tuple[torch.Tensor, ...]:

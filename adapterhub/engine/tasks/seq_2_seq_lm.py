@@ -119,7 +119,7 @@ class SequenceToSequence:
             "input_ids": batch["input_ids"],
             "attention_mask": batch["attention_mask"],
             # Padding behind a target changes nothing before it: the decoder looks back only.
-            "decoder_input_ids": base.prepare_decoder_input_ids_from_labels(labels=targets),
+            "decoder_input_ids": decoder_inputs(base, targets),
             "use_cache": False,
         }
         logits = model(**inputs).logits[wanted]
@@ -185,6 +185,18 @@ class SequenceToSequence:
             (example.decode(row[0]), example.reference) if row and isinstance(example, TextPair) else None
             for row, example in zip(predictions, examples, strict=True)
         ]
+
+
+def decoder_inputs(base: Any, targets: torch.Tensor) -> torch.Tensor:
+    """Return what the decoder reads to predict targets, both (rows, tokens): its start token, and all but the last.
+
+    As transformers' shift_tokens_right has it for M2M100 and Blenderbot, whose classes have no method for it.
+    """
+    if hasattr(base, "prepare_decoder_input_ids_from_labels"):
+        return base.prepare_decoder_input_ids_from_labels(labels=targets)  # type: ignore[no-any-return]
+    found = targets.roll(1, dims=1)
+    found[:, 0] = base.config.decoder_start_token_id
+    return found.masked_fill(found == IGNORED, base.config.pad_token_id)
 
 
 def _ended(target: Sequence[int], end: int | None, max_length: int) -> tuple[int, ...]:

@@ -59,6 +59,26 @@ def test_losses_are_transformers_own(base: Any) -> None:
     assert float(losses.mean()) == pytest.approx(float(whole), abs=1e-6)
 
 
+@pytest.mark.parametrize("model_type", ["m2m_100", "blenderbot", "blenderbot-small"])
+def test_decoders_without_a_method_for_what_they_read_are_given_the_same(model_type: str) -> None:
+    import torch
+    import transformers
+
+    sides = {f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in
+             (("layers", 1), ("ffn_dim", 16), ("attention_heads", 2), ("layerdrop", 0.0))}  # fmt: skip
+    special = {"pad_token_id": 1, "decoder_start_token_id": 2, "eos_token_id": 2, "bos_token_id": 0}
+    config = transformers.AutoConfig.for_model(
+        model_type, vocab_size=32, d_model=8, max_position_embeddings=32, **sides, **special
+    )
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    labels = torch.tensor([[5, 6, 7, 2], [8, 2, IGNORED, IGNORED]])
+    batch = {"input_ids": torch.randint(3, 32, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    with torch.inference_mode():
+        losses = TASK.losses(model, {**batch, "labels": labels})
+        whole = model(**batch, labels=labels).loss
+    assert float(losses.mean()) == pytest.approx(float(whole), abs=1e-6)
+
+
 def test_what_is_written_is_measured_and_the_rest_is_not(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
