@@ -20,7 +20,7 @@ from adapterhub.algebra.changes import Change, Changes, Rewriting, Shape, load_f
 from adapterhub.algebra.combine import Layers, normalized
 from adapterhub.algebra.delta import LowRank, Packaged, WholeTensor, same_bytes
 from adapterhub.algebra.edit import matrix_of
-from adapterhub.catalog.methods import method_of_config
+from adapterhub.catalog.methods import METHODS, method_of_config
 from adapterhub.catalog.stacking import Member, Way, stack_faults
 from adapterhub.errors import IncompatibleError
 from adapterhub.weights import TensorInfo
@@ -54,7 +54,8 @@ class _Gathered:
 def member_of(package: Packaged, weight: float) -> Member:
     """Return an adapter as the rules of stacks know it."""
     label = f"{package.manifest.name}@{package.manifest.version}"
-    return Member(label=label, weight=weight, method=method_of_config(package.config), config=package.config)
+    method = method_of_config(package.config) or METHODS.get(package.manifest.method or "")
+    return Member(label=label, weight=weight, method=method, config=package.config)
 
 
 def compose(layers: Layers, rule: Rule | None, read: Callable[[Packaged], Changes]) -> Changes:

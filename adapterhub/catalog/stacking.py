@@ -91,7 +91,9 @@ _BESIDE = ("bias", "lora_bias", "trainable_token_indices", "target_parameters", 
 
 def is_factors(member: Member) -> bool:
     """Say whether a member is LoRA's factors and nothing beside them."""
-    plain = member.method is not None and member.method.name == "lora" and member.config.get("peft_type") == "LORA"
+    plain = (
+        member.method is not None and member.method.name == "lora" and member.config.get("peft_type") in (None, "LORA")
+    )
     return plain and not any(member.config.get(key) not in (None, "none", False, (), {}) for key in _BESIDE)
 
 
