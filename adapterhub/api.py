@@ -81,12 +81,14 @@ def add_base(
     source: str | Path | None = None,
     *,
     derived_from: str | None = None,
+    dequantize: str | None = None,
     settings: Settings | None = None,
     progress: Progress = SILENT,
 ) -> _base.AddedBase:
     """Make a base model known under a name: a folder in place, a GGUF file or wheel converted, `hub:org/model` fetched.
 
-    Without a source the name itself is looked for on the Hub.
+    Without a source the name itself is looked for on the Hub. dequantize: instead of a source, the name of a base that
+    is here and stored in 4 or 8 bits by bitsandbytes, to be unpacked.
 
     Raises:
         UsageError: the name is taken by another base. InvalidFileError, IntegrityError: no usable base model.
@@ -96,6 +98,7 @@ def add_base(
         None if source is None else str(source),
         settings=settings or read_settings(),
         derived_from=derived_from,
+        dequantize=dequantize,
         progress=progress,
     )
 

@@ -37,8 +37,8 @@ from adapterhub.weights import Checkpoint, open_checkpoint
 from adapterhub.weights.fingerprints import TIED_NAMES, is_buffer
 
 RECORD_VERSION = "1.0"
-Source = Literal["folder", "hub-cache", "gguf", "wheel"]
-SOURCES: tuple[Source, ...] = ("folder", "hub-cache", "gguf", "wheel")
+Source = Literal["folder", "hub-cache", "gguf", "wheel", "dequantized"]
+SOURCES: tuple[Source, ...] = ("folder", "hub-cache", "gguf", "wheel", "dequantized")
 # Temporary names beside a model's folder: of files.temporary_sibling, and of the GGUF conversion.
 _LEFTOVER = r"\.{}\.(?:[0-9]+-[0-9a-f]{{8}}\.tmp|[0-9a-f]{{12}}\.partial)"
 _TORCH_WORDS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

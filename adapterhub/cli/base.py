@@ -29,12 +29,27 @@ def command() -> None:
     "--derived-from", metavar="ID", help="The model that this one was converted or changed from, where you know it."
 )
 @click.option(
-    "--dtype", type=click.Choice(base.DTYPES), help=f"Of weights out of a GGUF file. Default: {base.DEFAULT_DTYPE}."
+    "--dtype",
+    type=click.Choice(base.DTYPES),
+    help=f"Of weights out of a GGUF file (default: {base.DEFAULT_DTYPE}), or unpacked (default: as they were before).",
+)
+@click.option(
+    "--dequantize",
+    metavar="BASE",
+    shell_complete=completing.bases,
+    help="Make it of BASE, a model that is here and stored in 4 or 8 bits by bitsandbytes: its weights unpacked, which "
+    "adapters can be merged into.",
 )
 @options.dry_run_option
 @options.json_option
 def add(
-    name: str, source: str | None, derived_from: str | None, dtype: str | None, dry_run: bool, as_json: bool
+    name: str,
+    source: str | None,
+    derived_from: str | None,
+    dtype: str | None,
+    dequantize: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Add a base model under NAME: its repository's id on the Hub, or a name of your own.
 
@@ -44,12 +59,20 @@ def add(
     """
     settings = read_settings()
     if dry_run:
-        plan = base.plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype)
+        plan = base.plan_add_base(
+            name, source, settings=settings, derived_from=derived_from, dtype=dtype, dequantize=dequantize
+        )
         console.print_plan(plan, as_json=as_json)
         return
     with open_progress() as progress:
         added = base.add_base(
-            name, source, settings=settings, derived_from=derived_from, dtype=dtype, progress=progress
+            name,
+            source,
+            settings=settings,
+            derived_from=derived_from,
+            dtype=dtype,
+            dequantize=dequantize,
+            progress=progress,
         )
     if as_json:
         console.print_json(added.to_data())

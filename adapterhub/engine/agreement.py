@@ -1,4 +1,6 @@
-"""Whether merged weights say what the stack says: logits of both on a few prompts, in float32.
+"""Whether merged weights say what the stack says: what both make of a few texts, in float32.
+
+That is logits, of every token or of a text, as the task has them; of a model without a head, its last hidden states.
 
 The stack is folded over its base in float32 by other code than the merge's (PEFT's own, where the method is not LoRA).
 Its weights are then rounded once, to the dtypes of what was written, so that only the order of sums may differ: the
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapterhub.algebra.combine import combine
 from adapterhub.algebra.read_alone import is_sum_of_factors
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.engine.base import choose_device, load_base, set_threads, without_future_warnings
 from adapterhub.engine.fold import fold
 from adapterhub.engine.parts import Placed, fold_any, parts_of
@@ -47,10 +50,11 @@ _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far logits are apart, each as the largest difference over the largest logit.
+    """How far outputs are apart, each as the largest difference over the largest value.
 
-    difference: merged weights against the stack, rounded alike. bound: what that may be. rounding: merged weights
-    against the stack in float32. effect: the stack against the bare base. tokens: how many places were compared.
+    outputs: what they are. difference: merged weights against the stack, rounded alike. bound: what that may be.
+    rounding: merged weights against the stack in float32. effect: the stack against the bare base. tokens: how many
+    places were compared.
     """
 
     difference: float
@@ -58,6 +62,7 @@ class Agreement:
     rounding: float
     effect: float
     tokens: int
+    outputs: str = "logits"
 
     @property
     def ok(self) -> bool:
@@ -68,7 +73,8 @@ class Agreement:
     def sentence(self) -> str:
         """What was found, in one line."""
         return (
-            f"verified on {self.tokens} tokens: logits differ from the stack's by {self.difference:.1e} of the largest "
+            f"verified on {self.tokens} tokens: {self.outputs} differ from the stack's by {self.difference:.1e} of the "
+            "largest "
             f"(rounding costs {self.rounding:.1e}, the stack changes {self.effect:.1e})"
         )
 
@@ -80,6 +86,7 @@ class Agreement:
             "rounding": self.rounding,
             "effect": self.effect,
             "tokens": self.tokens,
+            "outputs": self.outputs,
             "ok": self.ok,
         }
 
@@ -91,13 +98,15 @@ def compare_logits(
     *,
     merged: Path,
     stored: Mapping[str, str],
+    task: str = "CAUSAL_LM",
     tokenizer: Path | None = None,
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Agreement:
     """Run a stack over its base, then the folder of merged weights, one model in memory at a time.
 
-    stored: the dtypes of the merged tensors by name, in safetensors' words.
+    stored: the dtypes of the merged tensors by name, in safetensors' words. task: whose class of models both are. What
+    has a decoder is given each text backwards there.
 
     Raises:
         IncompatibleError: the stack cannot be loaded over its base to compare with. What `load_base` raises.
@@ -106,32 +115,35 @@ def compare_logits(
 
     set_threads(threads)
     device = choose_device(None)
-    with torch.no_grad(), progress.task("verifying", total=3, unit="models") as task:
-        loaded = load_base(record, device=device, dtype=torch.float32)
+    with torch.no_grad(), progress.task("verifying", total=3, unit="models") as bar:
+        loaded = load_base(record, device=device, dtype=torch.float32, task=task)
         words = loaded.tokenizer if tokenizer is None else own_tokenizer(tokenizer, loaded.tokenizer)
         model: Any = loaded.model
         probes = _probes(words, _trained_tokens(layers), int(model.get_input_embeddings().weight.shape[0]))
-        bare = _logits(model, probes)
-        task.advance()
-        model = _with_stack(model, layers, rule)
-        exact = _logits(model, probes)
+        probes = [ids[: _room(model)] for ids in probes]
+        bare = _outputs(model, probes)
+        bar.advance()
+        model = _with_stack(model, layers, rule, task)
+        exact = _outputs(model, probes)
         _round(model, stored)
-        rounded = _logits(model, probes)
-        task.advance()
+        rounded = _outputs(model, probes)
+        bar.advance()
         del model, loaded
-        ours = _logits(load_base(replace(record, path=merged), device=device, dtype=torch.float32).model, probes)
-        task.advance()
+        again = load_base(replace(record, path=merged), device=device, dtype=torch.float32, task=task)
+        ours = _outputs(again.model, probes)
+        bar.advance()
     same = set(stored.values()) <= {"F32", "F64"}
     return Agreement(
         difference=_apart(ours, rounded),
         bound=BOUND_EXACT if same else BOUND_ROUNDED,
         rounding=_apart(ours, exact),
         effect=_apart(exact, bare),
-        tokens=sum(len(item) for item in ours),
+        tokens=sum(map(len, probes)),
+        outputs="last hidden states" if TASKS[task].bare else "logits",
     )
 
 
-def _with_stack(model: Any, layers: Sequence[tuple[Package, float]], rule: Rule | None) -> Any:
+def _with_stack(model: Any, layers: Sequence[tuple[Package, float]], rule: Rule | None, task: str) -> Any:
     """Return the model with the stack in its weights."""
     if is_sum_of_factors(layers):
         fold(model, combine(layers, rule))
@@ -139,13 +151,13 @@ def _with_stack(model: Any, layers: Sequence[tuple[Package, float]], rule: Rule 
     if (rule is not None and rule.normalize) or any(weight != 1.0 for _, weight in layers):
         for item in parts_of(layers, rule).weights:
             if isinstance(item, Placed):
-                model = put_on(model, item.package, item.method, weight=item.weight)
+                model = put_on(model, item.package, item.method, task=task, weight=item.weight)
             else:
                 fold_any(model, item)
         return model
     for package, _ in layers:
         method = other_method([(package, 1.0)])
-        model = put_on(model, package, method) if method is not None else _merged_by_peft(model, package)
+        model = put_on(model, package, method, task=task) if method is not None else _merged_by_peft(model, package)
     return model
 
 
@@ -205,13 +217,28 @@ def _probes(tokenizer: PreTrainedTokenizerBase, trained: list[int], rows: int) -
     return [ids for ids in ([item for item in text if item < rows] for text in (*texts, spread, trained)) if ids]
 
 
-def _logits(model: Any, probes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Return each probe's logits, (tokens, vocabulary), on the CPU."""
+def _room(model: Any) -> int:
+    """Return how many tokens a model takes at once, as far as it matters here."""
+    most = getattr(model.config, "max_position_embeddings", None)
+    # Some encoders count positions from behind the padding's id.
+    return most - 2 if isinstance(most, int) and most > 2 else 4 * SPREAD
+
+
+def _outputs(model: Any, probes: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """Return what a model makes of each probe, (tokens, vocabulary) or (tokens, width), on the CPU."""
     import torch
 
     model.eval()
     place = model.get_input_embeddings().weight.device
-    return [model(input_ids=torch.tensor([list(ids)], device=place)).logits[0].float().cpu() for ids in probes]
+    made = []
+    for ids in probes:
+        given = {"input_ids": torch.tensor([list(ids)], device=place)}
+        if model.config.is_encoder_decoder:
+            given["decoder_input_ids"] = given["input_ids"].flip(1)
+        found = model(**given)
+        values = found.logits if hasattr(found, "logits") else found.last_hidden_state
+        made.append(values[0].float().cpu())
+    return made
 
 
 def _round(model: Any, stored: Mapping[str, str]) -> None:

@@ -24,7 +24,7 @@ from adapterhub.documents import read_bytes, read_json
 from adapterhub.errors import InvalidFileError, UnsatisfiedError
 from adapterhub.files import local_io
 from adapterhub.fingerprints.config import DEFAULTS, IDENTITY_FIELDS, identity_config, plain
-from adapterhub.fingerprints.verdict import Verdict, compare, differing_parts
+from adapterhub.fingerprints.verdict import Verdict, compare, differing_parts, stands_for
 from adapterhub.progress import SILENT, Progress
 from adapterhub.spec.base_model import BaseFingerprints
 from adapterhub.spec.digest import Digest, digest_file
@@ -69,6 +69,7 @@ __all__ = [
     "identity_config",
     "quick_fingerprints",
     "read_config",
+    "stands_for",
     "tokenizer_digest",
 ]
 

@@ -13,6 +13,7 @@ class Verdict(Enum):
     """How a base model that is here stands to the one that was recorded."""
 
     EXACT = "exact"
+    UNPACKED = "unpacked"
     SIBLING = "sibling"
     REVISION = "revision"
     UNKNOWN = "unknown"
@@ -23,15 +24,18 @@ def compare(recorded: BaseModelRef, actual: BaseModelRef) -> Verdict:
     """Say whether the base model that is here is the one that was recorded.
 
     EXACT: the weights are equal, or all weight files, or both are the same commit of one repository and nothing
-    contradicts it. UNKNOWN: nothing that tells weights apart was recorded on both sides. REVISION: another revision of
-    the same repository. SIBLING: one names the other as what it was derived from, or both name the same source.
-    DIFFERENT: everything else; a bare name that two people gave to different weights is no kinship.
+    contradicts it. UNPACKED: the one here was made of exactly the weights that were recorded, which are packed in few
+    bits, and stands for them. UNKNOWN: nothing that tells weights apart was recorded on both sides. REVISION: another
+    revision of the same repository. SIBLING: one names the other as what it was derived from, or both name the same
+    source. DIFFERENT: everything else; a bare name that two people gave to different weights is no kinship.
     """
     ours, theirs = recorded.fingerprints, actual.fingerprints
     same_bytes = _same(ours.weights, theirs.weights)
     same_files = _same_files(ours.files, theirs.files)
     if same_bytes or (same_files and same_bytes is None):
         return Verdict.EXACT
+    if stands_for(actual, recorded):
+        return Verdict.UNPACKED
     same_commit = recorded.id == actual.id and recorded.pinned and recorded.revision == actual.revision
     told_apart = (
         same_bytes is False
@@ -47,6 +51,12 @@ def compare(recorded: BaseModelRef, actual: BaseModelRef) -> Verdict:
     if recorded.id == actual.id and ("/" in recorded.id or _revisions_differ(recorded, actual)):
         return Verdict.REVISION
     return Verdict.SIBLING if _kin(recorded, actual) else Verdict.DIFFERENT
+
+
+def stands_for(copy: BaseModelRef, packed: BaseModelRef) -> bool:
+    """Say whether a base was unpacked from exactly the weights of another, which its digest then tells."""
+    weights = packed.fingerprints.weights
+    return weights is not None and copy.derived_from is not None and copy.derived_from.digest == weights
 
 
 def differing_parts(recorded: BaseFingerprints, actual: BaseFingerprints) -> tuple[str, ...]:

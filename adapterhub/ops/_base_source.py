@@ -167,6 +167,19 @@ def _beside(name: str, names: dict[str, int]) -> list[str]:
     return [other for other in names if PurePosixPath(other).parent == folder and not other.endswith("/")]
 
 
+def on_the_hub(name: str) -> tuple[str, str]:
+    """Return the id and the source that a name alone means: that model on the Hub."""
+    if "/" not in name or name.startswith((".", "/", "~", "\\")):
+        raise UsageError(
+            "a name alone means a model on the Hub, and is written org/model",
+            where=name,
+            hint=f"adapt base add NAME --from {name}"
+            if Path(name).expanduser().exists()
+            else f"adapt base add {name} --from FOLDER, or --from hub:org/model",
+        )
+    return parse_hub_base(name, where="NAME")[0], f"{HUB_PREFIX}{name}"
+
+
 def check_folder(folder: Path) -> CheckedFolder:
     """Refuse what is no base model or would need somebody's code to load; read config and headers alone.
 
@@ -202,6 +215,10 @@ def warnings_of(config: Mapping[str, object], *, tokenizer: bool) -> tuple[str, 
     warnings = []
     if not tokenizer:
         warnings.append("there is no tokenizer in the folder: adapters can be merged, but not trained or run")
-    if config.get("quantization_config"):
-        warnings.append("its weights are stored quantized: adapters cannot be merged into it")
+    stored = config.get("quantization_config")
+    if stored:
+        told = "its weights are stored quantized: adapters cannot be merged into it"
+        if isinstance(stored, Mapping) and stored.get("quant_method") == "bitsandbytes":
+            told += ", but into an unpacked copy (adapt base add COPY --dequantize NAME)"
+        warnings.append(told)
     return tuple(warnings)

@@ -114,7 +114,7 @@ def _check_identity(recorded: BaseModelRef, base: BaseRecord, log: Checklist) ->
         log.fault("ADP203", where, names)
     elif verdict is Verdict.UNKNOWN:
         log.fault("ADP204", where, f"{names}; no fingerprint of the weights was recorded on both sides")
-    elif "config" in parts:
+    elif "config" in parts and verdict is not Verdict.UNPACKED:
         log.fault("ADP202", where, f"{names}: the same weights under another config")
     for code, part, label in (("ADP206", "tokenizer", "tokenizer"), ("ADP207", "chat_template", "chat template")):
         ours, theirs = getattr(recorded.fingerprints, part), getattr(actual.fingerprints, part)

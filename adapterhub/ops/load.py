@@ -339,7 +339,7 @@ def _judge(layer: ActiveLayer, record: BaseRecord) -> Iterator[str]:
     recorded = layer.package.manifest.base_model
     yield from (f"{layer.word}: {note}" for note in layer.package.notes)
     verdict = compare(recorded, record.ref)
-    if verdict is Verdict.EXACT:
+    if verdict in (Verdict.EXACT, Verdict.UNPACKED):
         return
     told = f"{layer.word}: was trained on {recorded.id}"
     if verdict in _WARNINGS:

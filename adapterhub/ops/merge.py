@@ -7,23 +7,24 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
 from adapterhub import __version__
+from adapterhub.bases import BaseRecord, BaseStore
 from adapterhub.catalog.methods import METHODS, Method
 from adapterhub.catalog.tasks import TASKS
 from adapterhub.environment import find_environment
-from adapterhub.errors import LocalIOError, UnsatisfiedError, UsageError
+from adapterhub.errors import IncompatibleError, LocalIOError, UnsatisfiedError, UsageError
 from adapterhub.files import new_folder
-from adapterhub.fingerprints import read_config
+from adapterhub.fingerprints import read_config, stands_for
 from adapterhub.ops import _merged
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._merge_plan import MergePlan, MergeResult
-from adapterhub.ops._task_of import TASK
+from adapterhub.ops._quantized import quantized_by
 from adapterhub.ops._unfinished import Unfinished, merging_into
 from adapterhub.ops.load import LoadPlan, layer_label, parse_stack, plan_load
 from adapterhub.package import Package, derive_manifest, name_of_folder, write_manifest
@@ -77,12 +78,12 @@ def plan_merge(
         max_shard_size: of a file, as `2GB`; None keeps the base's files.
         workers: threads; None for as many as there is work for.
         link: hard-link files in which nothing changes to the base's, instead of copying them.
-        verify: run the result against the stack on a few prompts, and keep it only if they agree.
+        verify: run the result against the stack on a few texts, and keep it only if they agree.
 
     Raises:
-        UsageError: no stack is named and none is the obvious one; a dtype or a size that is none; verifying what is not
-        for text generation. LocalIOError: `out` holds something, or the disk is too small. IncompatibleError: the stack
-        does not fit the base, has a head of its own, or does what no merge can write. What `plan_load` raises.
+        UsageError: no stack is named and none is the obvious one; a dtype or a size that is none. LocalIOError: `out`
+        holds something, or the disk is too small. IncompatibleError: the stack does not fit the base, which may be
+        packed in few bits, has a head of its own, or does what no merge can write. What `plan_load` raises.
     """
     from adapterhub.algebra.changes import changes_of
     from adapterhub.algebra.combine import combine
@@ -99,12 +100,7 @@ def plan_merge(
     load = plan_load(
         stack, base=base, combination=combination, parameters=parameters, settings=settings, cwd=cwd, tasks=_HEADLESS
     )
-    if verify and load.task != TASK:
-        raise UsageError(
-            f"what is merged is verified on text that {TASK} continues, and this is for {load.task}",
-            where="--verify",
-            hint="leave out --verify",
-        )
+    _refuse_packed(load.base, settings)
     layers = [(layer.package, layer.weight) for layer in load.stack.layers]
     delta = combine(layers, load.rule) if as_adapter else None
     changes = changes_of(delta) if delta is not None else _read(load)
@@ -155,6 +151,27 @@ def merge(plan: MergePlan, *, progress: Progress = SILENT) -> MergeResult:
         agreement = _verified(plan, work.out, progress) if plan.verify else None
         _write_card(plan, work.out, truncation, report=report, agreement=agreement)
     return MergeResult(path=plan.out, plan=plan, report=report, truncation=truncation, agreement=agreement)
+
+
+def _refuse_packed(base: BaseRecord, settings: Settings) -> None:
+    """Refuse a base that is stored quantized, with the way to one that adapters can be merged into."""
+    library, name = quantized_by(base), base.ref.id
+    if library is None:
+        return
+    hint = "merge into the original 16-bit model: adapt merge --base NAME"
+    if library == "bitsandbytes":
+        copies = [other.ref for other in BaseStore(settings).list() if stands_for(other.ref, base.ref)]
+        unpacked = f"{PurePosixPath(name).name.lower()}-16bit"
+        hint += (
+            f", or its unpacked copy that is here: --base {copies[0].id}"
+            if copies
+            else f", or unpack this one: adapt base add {unpacked} --dequantize {name}, then --base {unpacked}"
+        )
+    raise IncompatibleError(
+        f"the base model is quantized ({library}): rounding to so few bits again loses the adapters",
+        where=f"{name} ({base.path})",
+        hint=hint,
+    )
 
 
 def _read(load: LoadPlan) -> Changes:
@@ -221,6 +238,7 @@ def _write_card(
         truncation=truncation,
         dtype=plan.output_dtype,
         agreement=agreement,
+        task=load.task,
     )
 
 
@@ -261,14 +279,15 @@ def _verified(plan: MergePlan, folder: Path, progress: Progress) -> Agreement:
         load.rule,
         merged=folder,
         stored=plan.fuse.stored,
+        task=load.task,
         tokenizer=load.tokenizer,
         threads=load.threads,
         progress=progress,
     )
     if not agreement.ok:
         raise UnsatisfiedError(
-            f"the merged weights are not the stack: their logits differ by {agreement.difference:.2e} of the largest, "
-            f"{agreement.bound:.0e} is what {plan.output_dtype} explains",
+            f"the merged weights are not the stack: their {agreement.outputs} differ by {agreement.difference:.2e} of "
+            f"the largest, {agreement.bound:.0e} is what {plan.output_dtype} explains",
             where=str(plan.out),
             hint="nothing was kept; please report it, with the adapters' configs",
         )

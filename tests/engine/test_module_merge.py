@@ -20,6 +20,7 @@ from adapterhub.catalog.own_methods import BASELINE
 from adapterhub.engine.module_merge import read_by_peft
 from adapterhub.engine.peft_adapter import put_on
 from adapterhub.errors import IncompatibleError
+from adapterhub.ops._merged import write_config
 from adapterhub.package import open_package
 from tests.catalog.family_configs import tiny_config
 from tests.engine.peft_reference import difference, logits_of, plain_model
@@ -55,9 +56,7 @@ def merged(
     out.mkdir(parents=True)
     config = json.loads((base / "config.json").read_text())
     report = fuse(plan_fuse(base, changes, config), out, **how)
-    if report.untied:
-        config["tie_word_embeddings"] = False
-    (out / "config.json").write_text(json.dumps(config))
+    write_config(config, out, untied=report.untied, dtype=None)
     return report
 
 
@@ -180,6 +179,29 @@ def test_a_weight_that_other_modules_share_unchanged_is_refused(tmp_path: Path) 
     with pytest.raises(IncompatibleError, match="does not fit") as caught:
         merged(tmp_path / "base", folder, tmp_path / "out", task="SEQ_2_SEQ_LM")
     assert any("encoder.embed_tokens has the same weight" in line for line in caught.value.details)
+
+
+@pytest.mark.parametrize("told", [{}, {"tie_word_embeddings": True, "scale_decoder_outputs": True}])
+def test_t5_s_head_is_parted_and_its_outputs_are_scaled_as_before(tmp_path: Path, told: dict[str, bool]) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSeq2SeqLM, T5ForConditionalGeneration
+
+    base, out = tmp_path / "base", tmp_path / "out"
+    T5ForConditionalGeneration(tiny_config("t5")).save_pretrained(base)
+    config = json.loads((base / "config.json").read_text())
+    left = {key: value for key, value in config.items() if key not in ("tie_word_embeddings", "scale_decoder_outputs")}
+    (base / "config.json").write_text(json.dumps(left | told))
+    folder = _tiny(base, tmp_path / "adapter", ["lm_head"], "AutoModelForSeq2SeqLM")
+    assert merged(base, folder, out, task="SEQ_2_SEQ_LM").untied
+    ids = torch.tensor([[5, 9, 33, 2]])
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model.eval()(input_ids=ids, decoder_input_ids=ids.flip(1)).logits
+
+    active = logits(PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(str(base)), str(folder)))
+    assert difference(logits(AutoModelForSeq2SeqLM.from_pretrained(str(out))), active) < 1e-5
 
 
 # A fault of the file, and what is said of it; at the plan, or when the module's turn comes.

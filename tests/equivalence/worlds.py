@@ -118,6 +118,7 @@ class World:
     word: str
     dtype: str = "float32"
     rows: int = 2
+    seed: int = 0
     made: dict[str, tuple[Path, ...] | NotHere] = field(default_factory=dict)
 
     @property
@@ -142,10 +143,10 @@ class World:
         import torch
 
         folder = self.root / "base"
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         config = tiny_config(self.model_type, vocab_size=VOCAB, **_ONE_LAYER[self.model_type])
         model = self.auto_class.from_config(config)
-        spread(list(model.parameters()), 0)
+        spread(list(model.parameters()), self.seed)
         model.to(self.torch_dtype).save_pretrained(folder)
         write_tokenizer(folder)
         record = read_base(folder, BaseModelRef(id=self.base_id), "folder")
@@ -246,7 +247,7 @@ class World:
         if case not in self.made:
             count = len(WEIGHTS) if case.endswith(", two") else 1
             try:
-                self.made[case] = tuple(self._save(case, seed) for seed in range(count))
+                self.made[case] = tuple(self._save(case, count * self.seed + i) for i in range(count))
             except (AdapterHubError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
                 self.made[case] = NotHere(refusal(error))
         made = self.made[case]
