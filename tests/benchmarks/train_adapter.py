@@ -1,13 +1,14 @@
-"""`adapt build` against Trainer + PEFT as tutorials write it: the same rows, adapter, batch size, rate and steps."""
+"""`adapt build` against Trainer + PEFT as tutorials write it, and TRL: the same rows, adapter, batch and steps."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.bench import RECIPES, TARGETS, Bench
+from tests.benchmarks.bench import RECIPES, TARGETS, Bench, interpreter_with
 from tests.benchmarks.harness import Comparison, Process, Result, in_turns, note, peaks, processor_time, seconds
 
 NAME = "train"
@@ -18,6 +19,8 @@ SEED = 0
 R, ALPHA, RATE, WARMUP = 16, 32, 5e-4, 0.1
 SAME_STEPS = 4
 TRAINING_LOG = "training_log.jsonl"
+TRL = "ADAPTERHUB_BENCH_TRL"
+AGAINST_TRL = "TRL's SFTTrainer at its best settings for a CPU, fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,30 +55,47 @@ def run(bench: Bench) -> Result:
         theirs.append(trained)
         return process
 
-    found = in_turns({"adapt build": build, "Trainer + PEFT": script}, rounds=bench.rounds(ROUNDS), warm_up=False)
+    interpreter, why = interpreter_with("trl", TRL)
+    by_trl: list[Trained] = []
+
+    def trl() -> Process:
+        process, trained = _script(bench, rows, steps, baseline="train_with_trl", interpreter=interpreter)
+        by_trl.append(trained)
+        return process
+
+    contestants = {"adapt build": build, "Trainer + PEFT": script, **({} if why else {"TRL": trl})}
+    found = in_turns(contestants, rounds=bench.rounds(ROUNDS), warm_up=False)
     build_runs, script_runs = found["adapt build"], found["Trainer + PEFT"]
+    of_trl = () if why else _against(AGAINST_TRL, build_runs, ours, found["TRL"], by_trl)
     against = "Trainer + PEFT as tutorials write it, fp32"
     return Result(
         name=NAME,
         title=f"`adapt build`, {steps} steps of {BATCH} chat rows, LoRA r={R} on all linears, fp32",
-        comparisons=(
-            Comparison(
-                what="training speed, real tokens",
-                unit="tokens/s",
-                against=against,
-                ours=tuple(trained.rate for trained in ours),
-                theirs=tuple(trained.rate for trained in theirs),
-                more_is_better=True,
-            ),
-            Comparison(
-                what="start to exit", unit="s", against=against, ours=seconds(build_runs), theirs=seconds(script_runs)
-            ),
-            Comparison(
-                what="peak memory", unit="MB", against=against, ours=peaks(build_runs), theirs=peaks(script_runs)
-            ),
-            processor_time(against, build_runs, script_runs),
+        comparisons=(*_against(against, build_runs, ours, script_runs, theirs), *of_trl),
+        not_measured=((AGAINST_TRL, why),) if why else (),
+        notes=(agreement, *(_losses(ours[-1], other[-1]) for other in (theirs, by_trl) if other)),
+    )
+
+
+def _against(
+    against: str,
+    build_runs: Sequence[Process],
+    ours: Sequence[Trained],
+    runs: Sequence[Process],
+    theirs: Sequence[Trained],
+) -> tuple[Comparison, ...]:
+    return (
+        Comparison(
+            what="training speed, real tokens",
+            unit="tokens/s",
+            against=against,
+            ours=tuple(trained.rate for trained in ours),
+            theirs=tuple(trained.rate for trained in theirs),
+            more_is_better=True,
         ),
-        notes=(agreement, _losses(ours[-1], theirs[-1])),
+        Comparison(what="start to exit", unit="s", against=against, ours=seconds(build_runs), theirs=seconds(runs)),
+        Comparison(what="peak memory", unit="MB", against=against, ours=peaks(build_runs), theirs=peaks(runs)),
+        processor_time(against, build_runs, runs),
     )
 
 
@@ -134,7 +154,9 @@ def _build(bench: Bench, rows: Path, steps: int) -> tuple[Process, Trained]:
     return process, Trained(tokens=lines[-1]["tokens"], seconds=lines[-1]["seconds"], losses=losses)
 
 
-def _script(bench: Bench, rows: Path, steps: int) -> tuple[Process, Trained]:
+def _script(
+    bench: Bench, rows: Path, steps: int, *, baseline: str = "train_with_trainer", interpreter: str = sys.executable
+) -> tuple[Process, Trained]:
     out = bench.clear("trained-by-script")
     options = {
         "r": R,
@@ -146,6 +168,7 @@ def _script(bench: Bench, rows: Path, steps: int) -> tuple[Process, Trained]:
         "seed": SEED,
         "steps": steps,
     }
-    process = bench.baseline("train_with_trainer", str(bench.base), str(rows), str(out), json.dumps(options))
+    words = (str(bench.base), str(rows), str(out), json.dumps(options))
+    process = bench.baseline(baseline, *words, interpreter=interpreter)
     measured = json.loads((out / "measured.json").read_text("utf-8"))
     return process, Trained(tokens=measured["tokens"], seconds=measured["seconds"], losses=tuple(measured["losses"]))
