@@ -68,12 +68,13 @@ def run(bench: Bench) -> Result:
     build_runs, script_runs = found["adapt build"], found["Trainer + PEFT"]
     of_trl = () if why else _against(AGAINST_TRL, build_runs, ours, found["TRL"], by_trl)
     against = "Trainer + PEFT as tutorials write it, fp32"
+    others = {"Trainer + PEFT": theirs, "TRL": by_trl}
     return Result(
         name=NAME,
         title=f"`adapt build`, {steps} steps of {BATCH} chat rows, LoRA r={R} on all linears, fp32",
         comparisons=(*_against(against, build_runs, ours, script_runs, theirs), *of_trl),
         not_measured=((AGAINST_TRL, why),) if why else (),
-        notes=(agreement, *(_losses(ours[-1], other[-1]) for other in (theirs, by_trl) if other)),
+        notes=(agreement, *(_losses(name, ours[-1], runs[-1]) for name, runs in others.items() if runs)),
     )
 
 
@@ -113,10 +114,10 @@ def _same_training(bench: Bench, rows: Path) -> str:
     )
 
 
-def _losses(ours: Trained, theirs: Trained) -> str:
+def _losses(name: str, ours: Trained, theirs: Trained) -> str:
     means = [sum(trained.losses) / len(trained.losses) for trained in (ours, theirs)]
     return (
-        f"Mean loss over the steps: {means[0]:.3f} and {means[1]:.3f} (rows drawn in another order); "
+        f"Mean loss over the steps, beside {name}: {means[0]:.3f} and {means[1]:.3f} (rows in another order); "
         f"{ours.tokens:,} and {theirs.tokens:,} real tokens."
     )
 
