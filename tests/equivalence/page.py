@@ -34,8 +34,11 @@ exported**, in this order:
 
 """
 _TAIL = """
-`lora, two` are two LoRAs at the weights {weights}; everything else is one adapter. Bottleneck adapters and BitFit are
-not PEFT's: their reference is the model that was trained, and what is exported is opened by `adapterhub.load`.
+`lora, two` are two LoRAs at the weights {weights}; the last rows are stacks of several
+methods, in this order and each at weight 1; everything else is one adapter. Bottleneck adapters and BitFit are not
+PEFT's: their reference is the model that was trained. That of a stack of several methods is plain PEFT, each adapter
+merged and the next one loaded over the result ([stacking.md](stacking.md)). What is exported of either is opened by
+`adapterhub.load`.
 
 **bfloat16.** Nothing is exact there, and being close to PEFT's own rounding would prove nothing. The reference is
 PEFT's active adapter in float32 over the same bfloat16 weights; each way's mean error against it is told as a share of

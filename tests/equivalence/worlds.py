@@ -88,6 +88,19 @@ CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     **{method: (method, given) for method, given in _OF_METHODS.items()},
     **_MORE,
 }
+# Stacks of several methods, by the rows that their members have above; each at weight 1, in this order.
+MIXED: Mapping[str, tuple[str, ...]] = {
+    "lora, ia3": ("lora", "ia3"),
+    "ia3, lora": ("ia3", "lora"),
+    "lora, dora": ("lora", "dora"),
+    "lora, biases, loha": ("lora, biases", "loha"),
+    "lora, hra": ("lora", "hra"),
+    "lora, prompt_tuning": ("lora", "prompt_tuning"),
+    "dora, prefix_tuning": ("dora", "prefix_tuning"),
+    "lora, bottleneck": ("lora", "bottleneck"),
+}
+
+ROWS: tuple[str, ...] = (*CASES, *MIXED)
 
 
 class NotHere(Exception):
@@ -201,8 +214,11 @@ class World:
 
     # Adapters.
 
-    def adapter(self, case: str, *, seed: int = 0) -> Any:
-        """Return PEFT's model of a case over the base, its values moved; ours for a method that PEFT has not."""
+    def adapter(self, case: str, *, seed: int = 0, over: Any = None) -> Any:
+        """Return PEFT's model of a case over the base, its values moved; ours for a method that PEFT has not.
+
+        over: a model to put it on instead of the base.
+        """
         import torch
         from peft import get_peft_model
 
@@ -214,7 +230,7 @@ class World:
         offered = check_hyperparameters(row, {name: given[name] for name in given if name not in besides}, where=case)
         filled = {**with_default_modules(row, offered, self.model_type, where=case), **besides}
         torch.manual_seed(seed)
-        model = self.base()
+        model = self.base() if over is None else over
         names = [name for name, _ in model.named_parameters()]
         if missing := [name for name in given.get("target_parameters", ()) if not any(n.endswith(name) for n in names)]:
             raise ValueError(f"no parameter is named {', '.join(missing)}")
@@ -244,6 +260,8 @@ class World:
         Raises:
             NotHere: the method does not go on this architecture.
         """
+        if case in MIXED:
+            return tuple(self.make(part)[0] for part in MIXED[case])
         if case not in self.made:
             count = len(WEIGHTS) if case.endswith(", two") else 1
             try:
@@ -296,9 +314,9 @@ class World:
     def bare(self) -> Any:
         return self.output(self._base)
 
-    def stack(self, folders: Sequence[Path]) -> str:
-        if len(folders) == 1:
-            return str(folders[0])
+    def stack(self, folders: Sequence[Path], case: str) -> str:
+        if len(folders) == 1 or case in MIXED:
+            return ",".join(map(str, folders))
         return ",".join(f"{folder}={weight}" for folder, weight in zip(folders, WEIGHTS, strict=True))
 
     def peft(self, folders: Sequence[Path], dtype: Any = None) -> Any:
@@ -317,36 +335,50 @@ class World:
                         scaling[name] *= weight
         return model.eval()
 
+    def mixed(self, case: str) -> Any:
+        """Return a stack of several methods by plain PEFT: each merged, and the next loaded over the result."""
+        from peft import PeftModel
+
+        model = self.base()
+        for part in MIXED[case]:
+            method = METHODS[CASES[part][0]]
+            if method.peft_type in OWN_TYPES:
+                return self.adapter(part, over=model)
+            with without_future_warnings():
+                model = PeftModel.from_pretrained(model, str(self.make(part)[0]))
+            model = model.merge_and_unload() if method.foldable else model
+        return model.eval()
+
     def active(self, case: str) -> Any:
         """The reference: plain PEFT; for a method that it has not, the model that the adapter was made on."""
+        if case in MIXED:
+            return self.output(self.mixed(case))
         if METHODS[CASES[case][0]].peft_type in OWN_TYPES:
             return self.output(self.adapter(case))
         return self.output(self.peft(self.make(case)))
 
-    def load(self, folders: Sequence[Path]) -> Any:
+    def load(self, folders: Sequence[Path], case: str) -> Any:
         where = {"settings": self.settings, "cwd": self.root, "base": self.base_id}
-        return load(self.stack(folders), dtype=self.dtype, device="cpu", **where).model  # type: ignore[arg-type]
+        return load(self.stack(folders, case), dtype=self.dtype, device="cpu", **where).model  # type: ignore[arg-type]
 
     def loaded(self, case: str) -> Any:
-        return self.output(self.load(self.make(case)))
+        return self.output(self.load(self.make(case), case))
 
     def concatenated(self, case: str) -> Any:
-        out = self.root / "one" / slug(case)
-        merge(
-            plan_merge(out, stack=self.stack(self.make(case)), as_adapter=True, settings=self.settings, cwd=self.root)
-        )
+        out, stack = self.root / "one" / slug(case), self.stack(self.make(case), case)
+        merge(plan_merge(out, stack=stack, as_adapter=True, settings=self.settings, cwd=self.root))
         return self.output(self.peft((out,)))
 
     def merged(self, case: str) -> Any:
         out = self.root / "merged" / slug(case)
-        merge(plan_merge(out, stack=self.stack(self.make(case)), settings=self.settings, cwd=self.root))
+        merge(plan_merge(out, stack=self.stack(self.make(case), case), settings=self.settings, cwd=self.root))
         return self.output(self.plain(out))
 
     def exported(self, case: str) -> Any:
         found = [self.project / ".adapters" / folder.name for folder in self.make(case)]
-        # PEFT has not heard of our own methods: what is installed is opened by what installed it.
-        ours = METHODS[CASES[case][0]].peft_type in OWN_TYPES
-        return self.output(self.load(found) if ours else self.peft(found))
+        # PEFT knows neither our own methods nor stacks of several: what is installed is opened by what installed it.
+        ours = case in MIXED or METHODS[CASES[case][0]].peft_type in OWN_TYPES
+        return self.output(self.load(found, case) if ours else self.peft(found))
 
     def outcome(self, path: str, case: str) -> Any:
         """Return what a way to use a case gives, or the error it ends with."""
