@@ -110,6 +110,19 @@ def test_what_changes_weights_is_what_peft_makes_one_after_another(
     assert result.agreement is None or result.agreement.ok
 
 
+def test_in_bfloat16_what_is_merged_is_what_runs_bit_for_bit(tmp_path: Path) -> None:
+    here = World(tmp_path, "llama", dtype="bfloat16")
+    stack = ",".join(str(here.make(case)[0]) for case in ("lora", "ia3", "dora", "lora, biases"))
+    options: dict[str, Any] = {"stack": stack, "settings": here.settings, "cwd": tmp_path}
+    loaded = states(load(dtype="bfloat16", device="cpu", base=here.base_id, **options).model)
+    merge(plan_merge(tmp_path / "out", **options))
+    merged, base = states(here.plain(tmp_path / "out")), states(here.base())
+    assert all(torch.equal(loaded[name], merged[name]) for name in base)
+    assert not torch.equal(
+        merged["model.layers.0.self_attn.q_proj.weight"], base["model.layers.0.self_attn.q_proj.weight"]
+    )
+
+
 @pytest.mark.parametrize("word", ["bloom", "neox", "moe", "t5"])
 @pytest.mark.parametrize("cases", [*sorted({cases for _, cases in STACKS}), ("lora", "hra"), ("c3a", "lora", "dora")])
 @pytest.mark.exhaustive
