@@ -79,10 +79,8 @@ class Way:
 
 WAYS = (
     Way(key="medical", label="`medical` alone", weights=(1, 0), pages=(MERGING,)),
-    Way(key="medical-0.3", label="`medical=0.3`", weights=(0.3, 0), pages=(MERGING,)),
     Way(key="medical-0.1", label="`medical=0.1`", weights=(0.1, 0), pages=(MERGING,)),
     Way(key="spanish", label="`spanish` alone", weights=(0, 1), pages=(MERGING,)),
-    Way(key="spanish-0.3", label="`spanish=0.3`", weights=(0, 0.3), pages=(MERGING,)),
     Way(key="sum", label="`sum`", pages=(STACKING, MERGING)),
     Way(key="sum-0.5", label="`sum`, weights 1 and 0.5", weights=(1, 0.5)),
     Way(key="linear", label="`linear`: 0.5 and 0.5", combination="linear"),
