@@ -48,7 +48,6 @@ from adapterhub.store.collect import DEFAULT_GRACE
 if TYPE_CHECKING:
     from adapterhub.registry.base import Published
 
-
 __all__ = [
     "add_base",
     "build",
@@ -395,14 +394,8 @@ def yank(
     Raises:
         UnsatisfiedError: there is no such version. AuthorizationError: the token may not write there.
     """
-    plan = _yank.plan_yank(
-        ref,
-        environment=find_environment(cwd, settings),
-        reason=None if undo else reason,
-        undo=undo,
-        registry=registry,
-        cwd=cwd,
-    )
+    environment, told = find_environment(cwd, settings), None if undo else reason
+    plan = _yank.plan_yank(ref, environment=environment, reason=told, undo=undo, registry=registry, cwd=cwd)
     return _yank.yank(plan)
 
 
@@ -483,7 +476,7 @@ def evaluate(
     cwd: Path | None = None,
     progress: Progress = SILENT,
 ) -> _eval.EvalResult:
-    """Measure the held-out loss of base, each adapter and the stack on a file of rows, or a new version by `gate`.
+    """Measure base, each adapter and the stack on a file of rows by their task's measures, or a new version by `gate`.
 
     Raises:
         InvalidFileError: malformed rows, all of them. What `load` raises.
