@@ -18,14 +18,13 @@ from adapterhub.cli.main import main
 from adapterhub.documents import read_manifest
 from adapterhub.engine.data import IGNORED
 from adapterhub.engine.tasks._classes import ClassExample
-from adapterhub.errors import BuildError, IncompatibleError, UsageError
+from adapterhub.errors import BuildError, IncompatibleError
 from adapterhub.ops._estimate import any_adapter, read_base_shape
 from adapterhub.ops._measures import measure_doubts
 from adapterhub.ops._plan_cost import memory_of
 from adapterhub.ops._recipes import read_recipe_with
 from adapterhub.ops.build import BuildResult, build, plan_build
 from adapterhub.ops.data import inspect_data
-from adapterhub.ops.plan import plan_training
 from adapterhub.ops.validate import validate
 from adapterhub.settings import Settings
 from adapterhub.spec.base_model import BaseModelRef
@@ -265,12 +264,6 @@ def test_the_memory_of_logits_is_that_of_the_labels(home: Settings, tmp_path: Pa
     assert vocabulary.logits - found.logits == len(rows) * (shape.vocabulary - 3) * 8
     causal = memory_of(replace(recipe, task="CAUSAL_LM"), shape, any_adapter(shape, 2), **kinds)  # type: ignore[arg-type]
     assert causal.activations < found.activations
-
-
-def test_what_is_not_planned_says_so(home: Settings, tmp_path: Path) -> None:
-    recipe = project(tmp_path, "SEQ_CLS", "tiny-bert")
-    with pytest.raises(UsageError, match="SEQ_2_SEQ_LM cannot be planned yet"):
-        plan_training(recipe, overrides=["task=SEQ_2_SEQ_LM"], settings=home)
 
 
 def test_a_pooler_that_the_base_lacks_is_saved(built: dict[tuple[str, str], BuildResult]) -> None:
