@@ -16,6 +16,7 @@ from adapterhub.progress import SILENT, Progress
 from adapterhub.spec.manifest import TRAINING_LOG_FILE
 
 if TYPE_CHECKING:
+    from adapterhub.engine.base import LoadedBase
     from adapterhub.engine.data import Examples
     from adapterhub.engine.distributed import Group
     from adapterhub.engine.evaluate import RowLosses
@@ -46,7 +47,6 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
             is not finite, or memory ran out. What `load_base` and `adapters.attach` raise.
     """
     from adapterhub.engine import adapters, evaluate
-    from adapterhub.engine.base import load_base
     from adapterhub.engine.data import pad_id
     from adapterhub.engine.distributed import Group
     from adapterhub.engine.eva import StartRows
@@ -58,16 +58,7 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
     measured = bool(prepared.held_out.items)
     refuse_unready(recipe.training, device=prepared.device.type, held_out=measured, steps=plan.training_steps)
     task = task_engine(recipe.task)
-    with progress.task(f"loading {plan.base.ref.id}", total=None):
-        base = load_base(
-            plan.base,
-            device=prepared.device,
-            dtype=prepared.dtype,
-            task=recipe.task,
-            labels=plan.labels,
-            seed=recipe.training.seed,
-            quantization=recipe.quantization,
-        )
+    base = _loaded(prepared, progress)
     filler = pad_id(base.tokenizer)
 
     def measure(model: Any, label: str) -> RowLosses:
@@ -135,6 +126,23 @@ def train_planned(prepared: Prepared, folder: Path, started: datetime, progress:
         trainable=trainable,
         resumed_at=result.resumed_at,
     )
+
+
+def _loaded(prepared: Prepared, progress: Progress) -> LoadedBase:
+    """Load the base as the recipe has it."""
+    from adapterhub.engine.base import load_base
+
+    plan, recipe = prepared.plan, prepared.plan.recipe
+    with progress.task(f"loading {plan.base.ref.id}", total=None):
+        return load_base(
+            plan.base,
+            device=prepared.device,
+            dtype=prepared.dtype,
+            task=recipe.task,
+            labels=plan.labels,
+            seed=recipe.training.seed,
+            quantization=recipe.quantization,
+        )
 
 
 def _ranks_kept(prepared: Prepared, group: Group) -> Mapping[str, int] | None:
