@@ -147,7 +147,8 @@ class Comparison:
         """Whether the goal is met; empty where none was set."""
         if self.goal is None:
             return ""
-        return f"goal {'met' if self.advantage >= self.goal else 'MISSED'}: at most {1 / self.goal:g}×"
+        bound = f"at least {self.goal:.3g}×" if self.goal > 1 else f"at most {1 / self.goal:g}×"
+        return f"goal {'met' if self.advantage >= self.goal else 'MISSED'}: {bound}"
 
     def to_data(self) -> dict[str, object]:
         """Return plain JSON data."""
