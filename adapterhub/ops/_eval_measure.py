@@ -147,11 +147,11 @@ def _encode(
     return [cut[index] for index in kept], slices, tuple(notes)
 
 
-def _require_measurable(losses: RowLosses, examples: Sequence[Example], model: Model) -> None:
-    """Refuse losses that nothing can be said about: a mean over rows that are not finite would pass as a number.
+def require_finite(losses: RowLosses, examples: Sequence[Example], model: Model) -> None:
+    """Refuse losses that are no numbers: a mean over them would pass as one.
 
     Raises:
-        UnsatisfiedError: some are not finite. UndecidedError: all are zero.
+        UnsatisfiedError: some are not finite.
     """
     broken = [examples[i].place for i, value in enumerate(losses.sums.tolist()) if not math.isfinite(value)]
     if broken:
@@ -162,5 +162,14 @@ def _require_measurable(losses: RowLosses, examples: Sequence[Example], model: M
             details=(*broken[:_SHOWN], *more),
             hint="--dtype float32",
         )
+
+
+def _require_measurable(losses: RowLosses, examples: Sequence[Example], model: Model) -> None:
+    """Refuse losses that nothing can be said about.
+
+    Raises:
+        UnsatisfiedError: some are not finite. UndecidedError: all are zero.
+    """
+    require_finite(losses, examples, model)
     if not losses.mean:
         raise UndecidedError("the loss is zero on every row: there is no share of it", where=model.label)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adapterhub.catalog.tasks import TASKS
-from adapterhub.errors import InvalidFileError, UnsatisfiedError
+from adapterhub.errors import InvalidFileError
 from adapterhub.ops._blas import limit_blas_threads
 from adapterhub.ops._estimate import read_base_shape
-from adapterhub.ops._eval_measure import Model
+from adapterhub.ops._eval_measure import Model, require_finite
 from adapterhub.ops._eval_result import (
     BASE,
     LOSS,
@@ -135,7 +134,7 @@ def measure_task(
             progress=progress,
             task=engine,
         )
-        _require_finite(found, encoded[-1].items, model)
+        require_finite(found, encoded[-1].items, model)
         losses.append(found)
     assert base is not None  # there is always one to measure: plan_eval refuses a bare base that cannot do the task
     first = encoded[0].items
@@ -182,23 +181,6 @@ def _refuse_unknown(engine: TaskEngine, rows: EvalRows, contestant: Contestant, 
             where=where,
             details=(*faults[:_SHOWN], *more),
             hint=f"it tells apart: {shown}",
-        )
-
-
-def _require_finite(losses: RowLosses, examples: Sequence[Example], model: Model) -> None:
-    """Refuse losses that are no numbers.
-
-    Raises:
-        UnsatisfiedError: some are not finite.
-    """
-    broken = [examples[i].place for i, value in enumerate(losses.sums.tolist()) if not math.isfinite(value)]
-    if broken:
-        more = (f"… and {len(broken) - _SHOWN} more",) if len(broken) > _SHOWN else ()
-        raise UnsatisfiedError(
-            f"the loss of {len(broken)} of {len(examples)} rows is not finite",
-            where=model.label,
-            details=(*broken[:_SHOWN], *more),
-            hint="--dtype float32",
         )
 
 
